@@ -1,0 +1,1 @@
+"""The labelled, streaming, verifiable layer for image-evoked brain responses."""

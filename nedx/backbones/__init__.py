@@ -1,0 +1,1 @@
+"""Networks whose layers can be tapped."""

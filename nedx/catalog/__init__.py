@@ -1,0 +1,1 @@
+"""Entries, search, resolving ids and URLs."""

@@ -1,0 +1,1 @@
+"""The one door for chunkwise torch: model references, per-process cache, devices."""

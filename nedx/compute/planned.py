@@ -1,0 +1,87 @@
+"""A dask array that narrows its own work when it is indexed."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import dask.array as da
+import numpy as np
+
+Indexer = slice | np.ndarray
+"""What remains of an axis: a slice, or an int64 array of positions."""
+
+
+class Plan(Protocol):
+    """How to compute an array, known well enough to compute less of it."""
+
+    def build(self) -> da.Array:
+        """Return the dask array of the plan, without computing anything."""
+
+    def narrow(self, indexers: tuple[Indexer, ...]) -> Plan:
+        """Return the plan of what remains; one indexer for each axis of the array."""
+
+
+class PlannedArray(da.Array):
+    """A dask array that knows its plan, so that selecting first saves the work.
+
+    Slicing an ordinary dask array of predictions computes whole blocks and throws most of
+    each away. A `PlannedArray` hands the selection to its plan instead, and the plan reads and
+    multiplies only what is left. Any other operation gives an ordinary dask array.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to compute.
+    """
+
+    plan: Plan
+
+    def __new__(cls, plan: Plan) -> PlannedArray:
+        built = plan.build()
+        self = super().__new__(cls, built.dask, built.name, built.chunks, meta=built._meta)
+        self.plan = plan
+        return self
+
+    def __getitem__(self, key: Any) -> da.Array:
+        normalized = _normalize(key, self.shape)
+        if normalized is None:
+            return super().__getitem__(key)
+        indexers, dropped = normalized
+        if all(isinstance(i, slice) and i == slice(None) for i in indexers):
+            return self
+        narrowed = PlannedArray(self.plan.narrow(indexers))
+        if not dropped:
+            return narrowed
+        # An integer drops its axis: the plan keeps it with length one, dask takes it away.
+        squeeze = tuple(0 if axis in dropped else slice(None) for axis in range(self.ndim))
+        return da.Array.__getitem__(narrowed, squeeze)
+
+
+def _normalize(
+    key: Any, shape: tuple[int, ...]
+) -> tuple[tuple[Indexer, ...], frozenset[int]] | None:
+    """Spell a key out as one indexer an axis; None for what a plan cannot take."""
+    keys = key if isinstance(key, tuple) else (key,)
+    if any(k is None or k is Ellipsis for k in keys) or len(keys) > len(shape):
+        return None
+    indexers: list[Indexer] = []
+    dropped = set()
+    for axis, size in enumerate(shape):
+        k = keys[axis] if axis < len(keys) else slice(None)
+        if isinstance(k, slice):
+            indexers.append(slice(None) if k.indices(size) == (0, size, 1) else k)
+        elif isinstance(k, int | np.integer):
+            position = range(size)[int(k)]
+            indexers.append(np.array([position]))
+            dropped.add(axis)
+        elif isinstance(k, list | np.ndarray) and np.ndim(k) == 1:
+            positions = np.asarray(k)
+            if positions.dtype == bool:
+                positions = np.flatnonzero(positions)
+            if positions.size and (positions.min() < -size or positions.max() >= size):
+                message = f"index out of bounds for axis {axis} of size {size}"
+                raise IndexError(message)
+            indexers.append(np.where(positions < 0, positions + size, positions).astype(np.int64))
+        else:
+            return None
+    return tuple(indexers), frozenset(dropped)

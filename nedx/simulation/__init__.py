@@ -1,0 +1,1 @@
+"""Simulated cortex and its images, with their truth."""

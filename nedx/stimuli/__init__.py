@@ -1,0 +1,1 @@
+"""Image sets to lazy pixels; named preprocessing policies."""

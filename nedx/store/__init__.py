@@ -1,0 +1,1 @@
+"""Zarr in and out: layout, opening, block writing, ledger, verify, pull."""

@@ -1,0 +1,203 @@
+"""Where a store lies: one hashable, picklable handle on a URL and how to reach it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import zarr.abc.store
+import zarr.storage
+
+from nedx.errors import CredentialsError, MissingExtraError, StoreError, StoreExistsError
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "hf": "hub"}
+_ANONYMOUS = {"gs": {"token": "anon"}, "gcs": {"token": "anon"}, "s3": {"anon": True}}
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or pass anonymous=True",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or pass anonymous=True",
+    "gcs": "set GOOGLE_APPLICATION_CREDENTIALS, or pass anonymous=True",
+    "hf": "set HF_TOKEN",
+}
+
+# gcsfs otherwise asks for the bucket's type over gRPC, and waits a minute where that is refused.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place that holds a Zarr store.
+
+    Parameters
+    ----------
+    url : str
+        Local path or URL (``gs://``, ``s3://``, ``https://``, ``memory://``, ``hf://``).
+    anonymous : bool, optional
+        Read without credentials. None leaves it to the environment.
+    options : tuple of (str, object)
+        Storage options for fsspec, sorted by name.
+    """
+
+    url: str
+    anonymous: bool | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        place: str | Path | Location,
+        *,
+        anonymous: bool | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Location:
+        """Make a location of a path, a URL or a location; local paths become absolute."""
+        if isinstance(place, Location):
+            return place
+        text = str(place)
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        if "://" not in text:
+            text = str(Path(text).expanduser().absolute())
+        options = tuple(sorted((storage_options or {}).items()))
+        return cls(text.rstrip("/"), anonymous, options)
+
+    @property
+    def protocol(self) -> str:
+        """The protocol, ``"file"`` for local paths."""
+        return urlsplit(self.url).scheme if "://" in self.url else "file"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store lies on a file system of this machine."""
+        return self.protocol == "file"
+
+    def child(self, name: str) -> Location:
+        """Return the location of ``name`` below this one."""
+        return Location(f"{self.url}/{name}", self.anonymous, self.options)
+
+    def filesystem(self, *, asynchronous: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
+        """Return the fsspec file system and the path on it.
+
+        Raises
+        ------
+        MissingExtraError
+            If the package for this protocol is not installed.
+        """
+        options: dict[str, Any] = dict(self.options)
+        if self.anonymous:
+            options = {**_ANONYMOUS.get(self.protocol, {}), **options}
+        if asynchronous:
+            options["asynchronous"] = True
+        try:
+            return fsspec.core.url_to_fs(self.url, **options)
+        except ImportError as error:
+            extra = _EXTRAS.get(self.protocol)
+            if extra is None:
+                raise
+            message = f"{self.url} needs a package. Type: pip install 'nedx[{extra}]'"
+            raise MissingExtraError(message) from error
+
+    def zarr_store(self, *, read_only: bool = True) -> zarr.abc.store.Store:
+        """Return the Zarr store, without touching it."""
+        if self.is_local:
+            return zarr.storage.LocalStore(self.url, read_only=read_only)
+        filesystem, path = self.filesystem()
+        if not filesystem.async_impl:
+            from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+            filesystem = AsyncFileSystemWrapper(filesystem, asynchronous=True)
+        else:
+            filesystem, path = self.filesystem(asynchronous=True)
+        return zarr.storage.FsspecStore(filesystem, read_only=read_only, path=path)
+
+    def read(self, key: str) -> bytes:
+        """Read a small object.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such object.
+        CredentialsError, StoreError
+            If the store refuses, or cannot be reached.
+        """
+        filesystem, path = self.filesystem()
+        try:
+            return filesystem.cat_file(f"{path}/{key}")
+        except FileNotFoundError:
+            raise
+        except PermissionError as error:
+            raise self.refused(error) from error
+        except OSError as error:
+            message = f"{self.url}/{key} cannot be read: {error}"
+            raise StoreError(message) from error
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a small object, whole or not at all."""
+        filesystem, path = self.filesystem()
+        target = f"{path}/{key}"
+        try:
+            if self.is_local:
+                filesystem.makedirs(os.path.dirname(target), exist_ok=True)
+                partial = f"{target}.{os.getpid()}.partial"
+                filesystem.pipe_file(partial, data)
+                os.replace(partial, target)
+            else:
+                filesystem.pipe_file(target, data)
+        except PermissionError as error:
+            raise self.refused(error) from error
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a small object that must not exist yet.
+
+        Raises
+        ------
+        StoreExistsError
+            If it exists.
+        """
+        filesystem, path = self.filesystem()
+        target = f"{path}/{key}"
+        try:
+            if self.is_local:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                with open(target, "xb") as file:
+                    file.write(data)
+            else:
+                filesystem.pipe_file(target, data, mode="create")
+        except FileExistsError as error:
+            message = f"{self.url}/{key} exists already"
+            raise StoreExistsError(message) from error
+        except PermissionError as error:
+            raise self.refused(error) from error
+
+    def exists(self, key: str = "") -> bool:
+        """Whether there is an object, or anything below, at ``key``."""
+        filesystem, path = self.filesystem()
+        return bool(filesystem.exists(f"{path}/{key}" if key else path))
+
+    def list(self, prefix: str = "") -> list[str]:
+        """List the keys of all objects below ``prefix``, sorted; empty where there are none."""
+        filesystem, path = self.filesystem()
+        below = f"{path}/{prefix}" if prefix else path
+        filesystem.invalidate_cache()
+        try:
+            found = filesystem.find(below)
+        except FileNotFoundError:
+            return []
+        root = path.rstrip("/") + "/"
+        return sorted(name[len(root) :] for name in found if name.startswith(root))
+
+    def delete(self, key: str = "", *, recursive: bool = False) -> None:
+        """Delete an object, or all below it; what is not there is no error."""
+        filesystem, path = self.filesystem()
+        target = f"{path}/{key}" if key else path
+        if filesystem.exists(target):
+            filesystem.rm(target, recursive=recursive)
+
+    def refused(self, error: Exception) -> CredentialsError:
+        """Return the error for a store that needs credentials."""
+        hint = _CREDENTIALS.get(self.protocol, "check the permissions")
+        return CredentialsError(f"{self.url} refuses access ({error}): {hint}")

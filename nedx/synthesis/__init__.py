@@ -1,0 +1,1 @@
+"""Batch jobs: plan, run, status, finalize, verify."""

@@ -1,0 +1,40 @@
+"""What every test shares: one torch thread, a private cache, real data where they lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_folders(tmp_path_factory):
+    """Keep cache and settings of the person who runs the tests out of them."""
+    base = tmp_path_factory.getbasetemp()
+    # The workers of one run share what is generated once.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    patch = pytest.MonkeyPatch()
+    patch.setenv("NEDX_CACHE", str(shared / "nedx-cache"))
+    patch.setenv("NEDX_CONFIG", str(shared / "nedx-config"))
+    patch.delenv("NEDX_CATALOGS", raising=False)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real recordings and weights; skip where it is absent."""
+    folder = Path(os.environ.get("NEDX_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the real recordings are not at {folder}; set NEDX_SHARED_DATA")
+    return folder
