@@ -37,6 +37,7 @@ class PlannedArray(da.Array):
     plan: Plan
 
     def __new__(cls, plan: Plan) -> PlannedArray:
+        """Build the array of a plan."""
         built = plan.build()
         self = super().__new__(cls, built.dask, built.name, built.chunks, meta=built._meta)
         self.plan = plan

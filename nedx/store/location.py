@@ -16,7 +16,11 @@ import zarr.storage
 from nedx.errors import CredentialsError, MissingExtraError, StoreError, StoreExistsError
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "hf": "hub"}
-_ANONYMOUS = {"gs": {"token": "anon"}, "gcs": {"token": "anon"}, "s3": {"anon": True}}
+_ANONYMOUS: dict[str, dict[str, Any]] = {
+    "gs": {"token": "anon"},
+    "gcs": {"token": "anon"},
+    "s3": {"anon": True},
+}
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or pass anonymous=True",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or pass anonymous=True",
