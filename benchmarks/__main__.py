@@ -1,0 +1,73 @@
+"""Run every benchmark, print one table, and write it to ``benchmarks/results``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+MODULES = (
+    "encode_speed",
+    "toolbox",
+    "front_end",
+    "streaming",
+    "synthesis_speed",
+    "real_v4",
+)
+
+
+def machine() -> dict[str, object]:
+    """Describe what the figures were measured on, without naming the host."""
+    import torch
+
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return {
+        "cpu_cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "amx": "amx_bf16" in flags,
+        "avx512_bf16": "avx512_bf16" in flags,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(MODULES)} (default: all)")
+    names = parser.parse_args().names or list(MODULES)
+    console = Console(width=150)
+    rows = []
+    for name in names:
+        console.print(f"[dim]measuring {name} ...[/dim]")
+        module = importlib.import_module(f"benchmarks.{name}")
+        rows += [{"benchmark": name, **row.as_dict()} for row in module.measure()]
+    about = machine()
+    table = Table(title=", ".join(f"{key}: {value}" for key, value in about.items()))
+    for column in ("benchmark", "figure", "measured", "target", "met", "note"):
+        table.add_column(column)
+    for row in rows:
+        value = "-" if row["value"] is None else f"{row['value']:.4g} {row['unit']}".strip()
+        met = {True: "yes", False: "NO", None: "-"}[row["passed"]]
+        table.add_row(row["benchmark"], row["name"], value, row["target"], met, row["note"])
+    console.print(table)
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    kind = "gpu" if about["gpu"] else "cpu"
+    suffix = "" if len(names) == len(MODULES) else "_" + "_".join(names)
+    target = folder / f"{kind}{suffix}.json"
+    target.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+    console.print(f"written to benchmarks/results/{target.name}")
+
+
+if __name__ == "__main__":
+    main()
