@@ -1,0 +1,334 @@
+"""Named, exact preprocessing: from uint8 pixels to the float tensors that networks take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from nedx.errors import StimulusError, close_matches
+
+if TYPE_CHECKING:
+    import torch
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ImagePolicy(BaseModel):
+    """What happens to an image between its pixels and a network, step by step.
+
+    The steps are, in this order: a centre crop to the shorter side, a bilinear antialiased
+    resize that gives uint8, a centre crop, the order of the colours, ``(scale * value - mean)
+    / std``.
+
+    Parameters
+    ----------
+    name : str
+        What results are labelled with.
+    square_crop : bool
+        Whether to crop the centre to the shorter side first.
+    resize : int, optional
+        Side in pixels to resize to; None leaves the size.
+    resize_to : {"exact", "shorter"}
+        Whether both sides become ``resize``, or the shorter one.
+    crop : int, optional
+        Side of the centre crop after resizing; None leaves the size.
+    arithmetic : {"float32", "uint8"}
+        Whether the resize works in float32 and rounds once, as torchvision does for tensors, or
+        in fixed-point numbers and rounds after each axis, as Pillow does. They differ by at most
+        one grey level.
+    order : {"rgb", "bgr"}
+        Order of the colours that the network takes.
+    scale : float
+        What the values 0 to 255 are multiplied with; ``1 / 255`` divides by 255.
+    mean, std : tuple of 3 floats
+        In scaled units and in the order of the network.
+    require_square : bool
+        Whether images that are not square are refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    square_crop: bool = False
+    resize: int | None = None
+    resize_to: Literal["exact", "shorter"] = "exact"
+    crop: int | None = None
+    arithmetic: Literal["float32", "uint8"] = "uint8"
+    order: Literal["rgb", "bgr"] = "rgb"
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    require_square: bool = False
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> ImagePolicy:
+        if self.crop is not None and (self.resize is None or self.crop > self.resize):
+            raise ValueError(f"crop={self.crop} needs a resize to at least that many pixels")
+        return self
+
+    def resized_shape(self, y: int, x: int) -> tuple[int, int]:
+        """Return height and width after the resize, for an image of ``y`` by ``x`` pixels."""
+        if self.square_crop:
+            y = x = min(y, x)
+        if self.resize is None:
+            return y, x
+        if self.resize_to == "exact":
+            return self.resize, self.resize
+        short, long = sorted((y, x))
+        long = int(self.resize * long / short)
+        return (self.resize, long) if y <= x else (long, self.resize)
+
+    def output_shape(self, y: int, x: int) -> tuple[int, int]:
+        """Return height and width that the network sees, for an image of ``y`` by ``x`` pixels."""
+        return (self.crop, self.crop) if self.crop else self.resized_shape(y, x)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the policy as JSON types, for the attribute ``image_preprocessing``."""
+        resize = self.resize and {
+            "side": self.resize,
+            "to": self.resize_to,
+            "interpolation": "bilinear",
+            "antialias": True,
+            "arithmetic": self.arithmetic,
+        }
+        return {
+            "policy": self.name,
+            "square_crop": self.square_crop,
+            "resize": resize,
+            "crop": self.crop,
+            "order": self.order,
+            "scale": self.scale,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "require_square": self.require_square,
+        }
+
+
+_IMAGENET: dict[str, Any] = {"mean": _IMAGENET_MEAN, "std": _IMAGENET_STD}
+# torchvision's ImageClassification preset on a uint8 tensor: float resize, rounded.
+_PRESET: dict[str, Any] = {
+    **_IMAGENET,
+    "resize": 256,
+    "resize_to": "shorter",
+    "crop": 224,
+    "arithmetic": "float32",
+}
+
+POLICIES: dict[str, ImagePolicy] = {
+    policy.name: policy
+    for policy in (
+        ImagePolicy(name="berg", require_square=True, **_PRESET),
+        ImagePolicy(name="imagenet", **_PRESET),
+        ImagePolicy(name="train", square_crop=True, resize=224, **_IMAGENET),
+        ImagePolicy(name="fwrf", resize=227, require_square=True),
+        ImagePolicy(
+            name="squeezenet_keras",
+            resize=227,
+            order="bgr",
+            scale=1.0,
+            mean=(104.0, 117.0, 123.0),
+            require_square=True,
+        ),
+        ImagePolicy(name="raw01"),
+    )
+}
+"""The policies by name.
+
+- ``berg``: what BERG and NED apply at inference, torchvision's
+  ``ViT_B_32_Weights.IMAGENET1K_V1.transforms()`` on a uint8 tensor, for square images.
+- ``imagenet``: the same, without asking for a square.
+- ``train``: what BERG's linear models were trained on: the whole square image at 224 pixels.
+- ``fwrf``: 227 pixels, divided by 255, for square images (the NSD feature-weighted models).
+- ``squeezenet_keras``: 227 pixels, BGR minus (104, 117, 123) (SqueezeNet 1.1 of Keras).
+- ``raw01``: divided by 255, the size as it is.
+"""
+
+
+def policy(name: str | ImagePolicy) -> ImagePolicy:
+    """Return a policy by name; a policy passes through.
+
+    Raises
+    ------
+    StimulusError
+        If no policy has that name.
+    """
+    if isinstance(name, ImagePolicy):
+        return name
+    if name not in POLICIES:
+        raise StimulusError(
+            f"unknown preprocessing policy {name!r}; {close_matches(name, POLICIES)} "
+            "An ImagePolicy of your own is accepted too."
+        )
+    return POLICIES[name]
+
+
+# `policy` is also the name of an argument below.
+_find = policy
+
+
+def check_pixels(dtype: Any, shape: tuple[int, ...], policy: str | ImagePolicy) -> None:
+    """Refuse pixels that a policy cannot take, from dtype and shape alone.
+
+    Parameters
+    ----------
+    dtype : dtype-like
+        Must be uint8.
+    shape : tuple of int
+        ``(image, y, x, rgb)``.
+    policy : str or ImagePolicy
+        The policy they are meant for.
+
+    Raises
+    ------
+    StimulusError
+        If dtype or axes are wrong, or images are not square under a policy that needs it.
+    """
+    chosen = _find(policy)
+    check_layout(dtype, shape)
+    y, x = shape[1:3]
+    if chosen.require_square and y != x:
+        raise StimulusError(
+            f"the policy {chosen.name!r} takes square images; these are {y} x {x} pixels (y, x). "
+            f'Type: nedx.open_images(source, fit="crop", size={min(y, x)}), '
+            "or choose a policy that crops ('train', 'imagenet')"
+        )
+
+
+def check_layout(dtype: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what is not uint8 of shape ``(image, y, x, rgb)``.
+
+    Raises
+    ------
+    StimulusError
+        Saying what to type instead.
+    """
+    dtype = np.dtype(dtype)
+    if dtype != np.uint8:
+        if dtype.kind == "f":
+            advice = (
+                "(255 * images).round().astype(np.uint8) if they are 0 to 1, "
+                "or images.round().astype(np.uint8) if they are 0 to 255"
+            )
+        else:
+            advice = "images.astype(np.uint8), after checking that they are 0 to 255"
+        raise StimulusError(f"pixels must be uint8, these are {dtype}. Type: {advice}")
+    if len(shape) == 4 and shape[-1] == 3 and min(shape[1:3]) > 0:
+        return
+    found = f"pixels must have axes (image, y, x, rgb), these have shape {tuple(shape)}"
+    if len(shape) == 4 and shape[1] == 3:
+        raise StimulusError(f"{found}: colour comes second. Type: images.transpose(0, 2, 3, 1)")
+    if len(shape) == 3 and shape[-1] == 3:
+        raise StimulusError(f"{found}: a single image. Type: images[None]")
+    if len(shape) == 3:
+        raise StimulusError(f"{found}: grey. Type: np.repeat(images[..., None], 3, axis=-1)")
+    if len(shape) == 4 and shape[-1] == 4:
+        raise StimulusError(f"{found}: with transparency. Type: images[..., :3]")
+    if len(shape) == 4 and shape[-1] == 1:
+        raise StimulusError(f"{found}: grey. Type: np.repeat(images, 3, axis=-1)")
+    raise StimulusError(found)
+
+
+def preprocess(
+    pixels: np.ndarray, policy: str | ImagePolicy, device: str | torch.device = "cpu"
+) -> torch.Tensor:
+    """Apply a policy.
+
+    On the CPU images are taken one by one, which keeps each in the cache; call it from several
+    threads on parts of a batch to use several cores (torch releases the GIL). On other devices
+    the resize always works in float32, since there is no kernel for uint8.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray of uint8, (image, y, x, rgb)
+        Images of one size.
+    policy : str or ImagePolicy
+        What to do with them.
+    device : str or torch.device
+        Where the work is done and the result lies.
+
+    Returns
+    -------
+    torch.Tensor of float32, (image, 3, height, width)
+        Contiguous.
+
+    Raises
+    ------
+    StimulusError
+        As `check_pixels`.
+    """
+    import torch
+
+    chosen = _find(policy)
+    check_pixels(pixels.dtype, pixels.shape, chosen)
+    target = torch.device(device)
+    if target.type != "cpu":
+        batch = _tensor(pixels).to(target).permute(0, 3, 1, 2)
+        floating = chosen.model_copy(update={"arithmetic": "float32"})
+        out = torch.empty((len(pixels), 3, *chosen.output_shape(*pixels.shape[1:3])), device=target)
+        return _apply(batch, floating, out)
+    out = torch.empty((len(pixels), 3, *chosen.output_shape(*pixels.shape[1:3])))
+    for image, result in zip(pixels, out, strict=True):
+        _apply(_tensor(image)[None].permute(0, 3, 1, 2), chosen, result[None])
+    return out
+
+
+def _tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Wrap an array; torch warns of read-only ones and does not take negative strides: copy."""
+    import torch
+
+    usable = pixels.flags.writeable and min(pixels.strides, default=0) >= 0
+    return torch.from_numpy(pixels if usable else pixels.copy())
+
+
+def _apply(batch: torch.Tensor, policy: ImagePolicy, out: torch.Tensor) -> torch.Tensor:
+    """Carry out the steps on uint8 (n, 3, y, x), into float32 (n, 3, height, width)."""
+    y, x = batch.shape[-2:]
+    if policy.square_crop:
+        batch = _centre_crop(batch, min(y, x))
+    batch = _resize(batch, policy.resized_shape(y, x), policy.arithmetic)
+    if policy.crop:
+        batch = _centre_crop(batch, policy.crop)
+    if policy.order == "bgr":
+        batch = batch.flip(1)
+    # Planes are laid out while still bytes; casting while transposing is ten times as slow.
+    out.copy_(batch.contiguous())
+    # The order of these four is torchvision's, so that results are equal bit by bit.
+    if policy.scale == 1 / 255:
+        out.div_(255)
+    elif policy.scale != 1:
+        out.mul_(policy.scale)
+    if any(policy.mean):
+        out.sub_(out.new_tensor(policy.mean).view(3, 1, 1))
+    if policy.std != (1, 1, 1):
+        out.div_(out.new_tensor(policy.std).view(3, 1, 1))
+    return out
+
+
+def _centre_crop(batch: torch.Tensor, side: int) -> torch.Tensor:
+    """Cut the centre out of (n, 3, y, x), its corner rounded half to even as torchvision's."""
+    y, x = batch.shape[-2:]
+    top, left = round((y - side) / 2), round((x - side) / 2)
+    return batch[..., top : top + side, left : left + side]
+
+
+def _resize(batch: torch.Tensor, shape: tuple[int, int], arithmetic: str) -> torch.Tensor:
+    """Resize uint8 (n, 3, y, x) bilinearly with antialias, to uint8."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    if tuple(batch.shape[-2:]) == tuple(shape):
+        return batch
+    if arithmetic == "float32":
+        planes = batch.contiguous().to(torch.float32)
+        resized = interpolate(
+            planes, size=shape, mode="bilinear", align_corners=False, antialias=True
+        )
+        return resized.round_().to(torch.uint8)
+    # The kernel for bytes is fast on colour-last memory, which a crop is no longer.
+    colour_last = batch.contiguous(memory_format=torch.channels_last)
+    return interpolate(
+        colour_last, size=shape, mode="bilinear", align_corners=False, antialias=True
+    )
