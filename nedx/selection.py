@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -19,6 +19,9 @@ CHANNEL_GROUPS: dict[str, tuple[str, ...]] = {
     "visual": ("Pz", "PO3", "POz", "PO4", "O1", "Oz", "O2"),
 }
 """Channel groups that have a name of their own, whatever a Dataset says of its channels."""
+
+CHANNEL_LETTERS = "OPTCF"
+"""BERG's groups: every channel whose name contains the letter, so that the groups overlap."""
 
 # Times are seconds: what differs by less than a nanosecond is the same sample.
 _TIME_TOLERANCE = 1e-9
@@ -104,7 +107,7 @@ def select(
     return ds.isel(positions)
 
 
-def _listed(names: object) -> list[object]:
+def _listed(names: Any) -> list[Any]:
     """Return one name or several as a list without repeats, in the order given."""
     if isinstance(names, str) or not isinstance(names, Iterable):
         return [names]
@@ -131,7 +134,7 @@ def _unknown(what: str, missing: Sequence[object], options: Iterable[object]) ->
 
 def _subjects(coords: xr.Dataset, subject: Subjects) -> np.ndarray | None:
     """Return positions along the subject dimension; None where there is only one subject."""
-    wanted = list(dict.fromkeys(subject_label(s) for s in _listed(subject)))  # type: ignore[arg-type]
+    wanted = list(dict.fromkeys(subject_label(s) for s in _listed(subject)))
     dim = role_dim(coords, "subject")
     if dim is not None:
         if dim not in coords.coords:
@@ -141,7 +144,7 @@ def _subjects(coords: xr.Dataset, subject: Subjects) -> np.ndarray | None:
     if "subject" in coords.coords and coords["subject"].ndim == 0:
         there = [subject_label(str(coords["subject"].item()))]
     else:
-        there = [subject_label(s) for s in _listed(coords.attrs.get("subject_ids") or ["none"])]  # type: ignore[arg-type]
+        there = [subject_label(s) for s in _listed(coords.attrs.get("subject_ids") or ["none"])]
     missing = [label for label in wanted if label not in there]
     if missing:
         raise _unknown("subject", missing, there)
@@ -198,6 +201,8 @@ def _channel_groups(coords: xr.Dataset, dim: str, labels: list[str]) -> dict[str
         name: [labels.index(member) for member in members if member in labels]
         for name, members in CHANNEL_GROUPS.items()
     }
+    for letter in CHANNEL_LETTERS:
+        groups[letter] = [p for p, label in enumerate(labels) if letter in label]
     for name in ("region", "channel_group"):
         if name in coords.coords and coords[name].dims == (dim,):
             values = coords[name].values
