@@ -94,8 +94,16 @@ def default_recipe(name: str, **changes: Any) -> BackboneRecipe:
     return recipe
 
 
-def factory(recipe: BackboneRecipe) -> Callable[[], Network]:
-    """Return what builds the network of a recipe, with no weights of note.
+def factory(recipe: BackboneRecipe, *, trained: bool = False) -> Callable[[], Network]:
+    """Return what builds the network of a recipe.
+
+    Parameters
+    ----------
+    recipe : BackboneRecipe
+        What to build.
+    trained : bool
+        Whether a name that stands for trained weights, as a transformers repository does,
+        brings them.
 
     Raises
     ------
@@ -108,14 +116,14 @@ def factory(recipe: BackboneRecipe) -> Callable[[], Network]:
     if separator and kind in ADAPTERS:
         from nedx.backbones import adapters
 
-        return adapters.factory(kind, rest, recipe)
+        return adapters.factory(kind, rest, trained=trained)
     module, _, attribute = _entry(recipe.name).factory.partition(":")
     build: Callable[..., Network] = getattr(
         importlib.import_module(f"nedx.backbones.{module}"), attribute
     )
     if recipe.name == "squeezenet1_1":
         keras = recipe.weights is not None and recipe.weights.kind == "keras_squeezenet"
-        return lambda: build(ceil_mode=not keras)
+        return lambda: build(ceil_mode=not keras, top=not keras)
     return build
 
 

@@ -32,14 +32,17 @@ class Network(nn.Module):
     """Whether convolutions run faster with channels last."""
     float32_only: ClassVar[bool] = False
     """Whether the network has no reduced precision."""
-    tied_to_memory: ClassVar[bool] = False
-    """Whether the weights are those of a live module, which are neither drawn nor loaded."""
     prefix_tokens: int = 1
     """Tokens before the patches, for pooling token maps to a grid."""
     aliases: Mapping[str, str] = {}
     """Short layer names, and the full ones they stand for."""
     legacy: Mapping[str, str] = {}
     """Parts of parameter names in older weight files, and what they became."""
+
+    @property
+    def bare(self) -> nn.Module:
+        """The module whose parameter names the weight files use."""
+        return self
 
     def layer_names(self) -> tuple[str, ...]:
         """Return the full names of all layers that can be tapped."""
@@ -70,10 +73,10 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the last layer."""
-        activation = images
+        last = images
         for _name, activation in self.walk(images, ()):
-            pass
-        return activation
+            last = activation
+        return last
 
 
 def pool(activation: torch.Tensor, pooling: str, prefix_tokens: int = 1) -> torch.Tensor:
@@ -157,10 +160,9 @@ class Backbone:
         self._wanted = frozenset(self._order.values())
         half = recipe.precision == "bf16" and not network.float32_only
         self._dtype = torch.bfloat16 if half else torch.float32
-        channels_last = torch.channels_last if network.channels_last else torch.preserve_format
-        network.to(device=self.device, memory_format=channels_last)
-        if half:
-            network.to(self._dtype)
+        network.to(self.device, self._dtype)
+        if network.channels_last:
+            _lay_out_channels_last(network)
         network.eval()
         network.requires_grad_(requires_grad=False)
 
@@ -199,9 +201,7 @@ class Backbone:
         batch = batch.to(self.device, self._dtype, non_blocking=True)
         if self._network.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        emitter = _Emitter(
-            self._order, self.recipe.pooling, self._network.prefix_tokens, on_tap
-        )
+        emitter = _Emitter(self._order, self.recipe.pooling, self._network.prefix_tokens, on_tap)
         with torch.inference_mode(), self._autocast(), contextlib.suppress(Enough):
             self._network.stream(batch, self._wanted, emitter)
 
@@ -209,6 +209,12 @@ class Backbone:
         if self.recipe.precision == "fp16":
             return torch.autocast(self.device.type, torch.float16)
         return contextlib.nullcontext()
+
+
+def _lay_out_channels_last(network: nn.Module) -> None:
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def load_backbone(recipe: BackboneRecipe, device: str = "cpu") -> Backbone:
@@ -288,14 +294,15 @@ def image_size(recipe: BackboneRecipe) -> int:
         return recipe.image_size
     from nedx.stimuli.preprocessing import policy
 
-    size = getattr(policy(recipe.policy), "size", None)
+    chosen = policy(recipe.policy)
+    size = chosen.crop or (chosen.resize if chosen.resize_to == "exact" else None)
     if size is None:
         message = (
             f"policy {recipe.policy!r} does not resize, so the recipe must say how large the "
             "images are: type image_size=<pixels>"
         )
         raise ModelError(message)
-    return int(size)
+    return size
 
 
 def _full_names(network: Network, recipe: BackboneRecipe) -> dict[str, str]:
@@ -316,14 +323,15 @@ def _full_names(network: Network, recipe: BackboneRecipe) -> dict[str, str]:
 
 def _filled(recipe: BackboneRecipe) -> Network:
     """Build a network and give it the weights of its recipe."""
-    build = registry.factory(recipe)
+    build = registry.factory(recipe, trained=recipe.weights is None and recipe.seed is None)
     if recipe.weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed or 0)
             return build()
     from nedx.backbones.weights import read_state
 
-    with torch.device("meta"):
+    # Networks of others may hold buffers that no weight file brings: those are built for real.
+    with torch.device("meta" if recipe.name in registry.names() else "cpu"):
         network = build()
     if not any(True for _ in network.parameters()):
         message = f"{recipe.name} has no weights: type weights=None"
@@ -339,15 +347,13 @@ def _filled(recipe: BackboneRecipe) -> Network:
 def fill(network: Network, state: dict[str, torch.Tensor], recipe: BackboneRecipe) -> None:
     """Put a state dict into a network; every key and shape at fault is named at once.
 
-    A classifier may be absent from the file where no layer of it is tapped.
-
     Raises
     ------
     ModelError
         If the names or shapes differ.
     """
     source = recipe.weights.source if recipe.weights else "the state dict"
-    own = network.state_dict()
+    own = network.bare.state_dict()
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shapes = [
@@ -364,4 +370,4 @@ def fill(network: Network, state: dict[str, torch.Tensor], recipe: BackboneRecip
         )
         message = f"{source} does not hold the weights of {recipe.name}:\n{lines}"
         raise ModelError(message)
-    network.load_state_dict(state, assign=True)
+    network.bare.load_state_dict(state, assign=True)

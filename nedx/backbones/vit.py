@@ -47,10 +47,9 @@ class _Block(nn.Module):
         self.self_attention = _Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width, eps=1e-6)
         # Dropout does nothing here, but its places count in the parameter names.
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width)
-        )
-        for layer in (self.mlp[0], self.mlp[3]):
+        widen, narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(widen, nn.GELU(), nn.Identity(), narrow)
+        for layer in (widen, narrow):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.normal_(layer.bias, std=1e-6)
 
@@ -111,7 +110,6 @@ class VisionTransformer(Network):
         self.heads = nn.Sequential()
         self.heads.add_module("head", nn.Linear(width, classes))
         nn.init.trunc_normal_(self.conv_proj.weight, std=math.sqrt(1 / (3 * patch_size**2)))
-        nn.init.zeros_(self.conv_proj.bias)
         self.aliases = {
             f"encoder_layer_{i}": f"encoder.layers.encoder_layer_{i}" for i in range(depth)
         }
