@@ -1,1 +1,90 @@
-"""The labelled, streaming, verifiable layer for image-evoked brain responses."""
+"""The labelled, streaming, verifiable layer for image-evoked brain responses.
+
+Public names are imported when they are first used: ``import nedx`` imports neither torch nor any
+cloud library, and registers the accessors ``Dataset.ned`` and ``DataTree.ned``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nedx import accessor as accessor
+
+if TYPE_CHECKING:
+    from nedx.accessor import ned
+    from nedx.catalog.listing import cite, describe, list, search
+    from nedx.catalog.resolving import open
+    from nedx.encoding.encode import encode
+    from nedx.encoding.features import encode_features
+    from nedx.encoding.model import LinearEncoder, load_model
+    from nedx.encoding.ridge import RidgeEncoder
+    from nedx.metrics.noise_ceiling import score
+    from nedx.schema import parse, validate
+    from nedx.stimuli import open_images
+    from nedx.store.opening import open_store
+    from nedx.store.pulling import pull
+    from nedx.store.verifying import verify
+    from nedx.store.writing import to_zarr
+    from nedx.synthesis import synthesize
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "LinearEncoder": "nedx.encoding.model",
+    "RidgeEncoder": "nedx.encoding.ridge",
+    "cite": "nedx.catalog.listing",
+    "describe": "nedx.catalog.listing",
+    "encode": "nedx.encoding.encode",
+    "encode_features": "nedx.encoding.features",
+    "list": "nedx.catalog.listing",
+    "load_model": "nedx.encoding.model",
+    "ned": "nedx.accessor",
+    "open": "nedx.catalog.resolving",
+    "open_images": "nedx.stimuli",
+    "open_store": "nedx.store.opening",
+    "parse": "nedx.schema",
+    "pull": "nedx.store.pulling",
+    "score": "nedx.metrics.noise_ceiling",
+    "search": "nedx.catalog.listing",
+    "synthesize": "nedx.synthesis",
+    "to_zarr": "nedx.store.writing",
+    "validate": "nedx.schema",
+    "verify": "nedx.store.verifying",
+}
+
+__all__ = [
+    "LinearEncoder",
+    "RidgeEncoder",
+    "__version__",
+    "cite",
+    "describe",
+    "encode",
+    "encode_features",
+    "list",
+    "load_model",
+    "ned",
+    "open",
+    "open_images",
+    "open_store",
+    "parse",
+    "pull",
+    "score",
+    "search",
+    "synthesize",
+    "to_zarr",
+    "validate",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'nedx' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

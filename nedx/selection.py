@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -102,9 +102,113 @@ def select(
         If something asked for is not there.
     """
     positions = resolve(ds, subject=subject, roi=roi, channel=channel, time=time)
-    if roi is not None and "roi" in ds.dims:
-        positions["roi"] = _positions(ds["roi"].values, _listed(roi), "ROI")
-    return ds.isel(positions)
+    return ds.isel(_with_roi(ds, positions, roi))
+
+
+def select_tree(
+    tree: xr.DataTree,
+    *,
+    subject: Subjects | None = None,
+    roi: Names | None = None,
+    channel: Names | None = None,
+    time: Times | None = None,
+) -> xr.DataTree:
+    """Select in a DataTree whose children are subjects with neuroids of their own.
+
+    Takes what `resolve` takes; ``subject`` chooses children, the rest is applied to each.
+
+    Returns
+    -------
+    DataTree
+        The root and the chosen subjects, in the order asked for.
+
+    Raises
+    ------
+    SelectionError
+        If something asked for is not there.
+    """
+    children = {subject_label(name): child for name, child in tree.children.items()}
+    wanted = list(children)
+    if subject is not None:
+        wanted = list(dict.fromkeys(subject_label(s) for s in _listed(subject)))
+        missing = [label for label in wanted if label not in children]
+        if missing:
+            raise _unknown("subject", missing, children)
+    chosen: dict[str, xr.Dataset | xr.DataTree] = {"/": tree.to_dataset(inherit=False)}
+    for label in wanted:
+        child = children[label]
+        there = child.to_dataset(inherit=True)
+        positions = _with_roi(there, resolve(there, roi=roi, channel=channel, time=time), roi)
+        chosen[str(child.name)] = child.isel(positions)
+    return xr.DataTree.from_dict(chosen, name=tree.name)
+
+
+def map_nodes(tree: xr.DataTree, function: Callable[[xr.Dataset], xr.Dataset]) -> xr.DataTree:
+    """Apply a function to every child that is a subject's; the root is kept as it is."""
+    mapped = {"/": tree.to_dataset(inherit=False)}
+    for name, child in tree.children.items():
+        mapped[name] = function(child.to_dataset(inherit=True))
+    return xr.DataTree.from_dict(mapped, name=tree.name)
+
+
+def roi_mean(ds: xr.Dataset, name: Names) -> xr.Dataset:
+    """Average the responses over each subject's own neuroids of a ROI, lazily.
+
+    On a shared grid ``roi_mask (subject, roi, <neuroid>)`` says whose a neuroid is. The ROI is
+    selected before it is averaged, so that predictions are computed for it alone. The noise
+    ceiling of a mean is not the mean of the noise ceilings: variables that describe single
+    neuroids are dropped.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Responses ``([subject,] image | trial, <neuroid>[, time])`` with ``roi_mask``.
+    name : str or sequence of str
+        One ROI, which becomes a scalar coordinate ``roi``, or several, which become a dimension.
+
+    Returns
+    -------
+    Dataset
+        float32 responses without the neuroid dimension; NaN for a subject that has no neuroid in
+        the ROI while others have.
+
+    Raises
+    ------
+    SelectionError
+        If the ROI is unknown, or no subject has a neuroid in it.
+    """
+    if not isinstance(name, str):
+        return xr.concat([roi_mean(ds, str(one)) for one in _listed(name)], dim="roi")
+    dim = _neuroid(ds, "roi")
+    chosen = select(ds, roi=name)
+    mask = chosen["roi_mask"].isel(roi=0, drop=True).load()
+    # Division by NaN marks the subjects that have none of it.
+    counts = mask.sum(dim)
+    counts = counts.where(counts > 0).astype(np.float32)
+    means = {}
+    for key, array in chosen.data_vars.items():
+        if dim not in array.dims:
+            means[key] = array
+        elif role_dim(array, "stimulus") or role_dim(array, "trial"):
+            members = array.astype(np.float32).where(mask, 0)
+            mean = members.sum(dim, skipna=False) / counts
+            attrs = {**array.attrs, "long_name": f"mean {key} of {name}"}
+            means[key] = mean.transpose(*(d for d in array.dims if d != dim)).assign_attrs(
+                {**attrs, "cell_methods": f"{dim}: mean"}
+            )
+    kept = {key: c for key, c in ds.coords.items() if not {dim, "roi"} & set(c.dims)}
+    averaged = xr.Dataset(means, attrs=dict(ds.attrs))
+    averaged = averaged.drop_vars([c for c in averaged.coords if c not in kept])
+    return averaged.assign_coords(roi=np.array(name, dtype=object))
+
+
+def _with_roi(
+    coords: xr.Dataset, positions: dict[str, np.ndarray | slice], roi: Names | None
+) -> dict[str, np.ndarray | slice]:
+    """Narrow the roi dimension, too, to the requested ROIs."""
+    if roi is None or "roi" not in coords.dims:
+        return positions
+    return {**positions, "roi": _positions(coords["roi"].values, _listed(roi), "ROI")}
 
 
 def _listed(names: Any) -> list[Any]:

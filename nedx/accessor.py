@@ -1,0 +1,203 @@
+"""``Dataset.ned`` and ``DataTree.ned``: one line a verb, nothing kept.
+
+An accessor travels with the pickle of its Dataset, so it holds the Dataset and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import xarray as xr
+
+from nedx import repr as _repr
+from nedx import schema, selection
+from nedx.errors import StoreError
+from nedx.selection import Names, Subjects, Times
+
+if TYPE_CHECKING:
+    from nedx.store.location import Location
+    from nedx.store.verifying import VerifyReport
+
+
+@xr.register_dataset_accessor("ned")
+class DatasetNed:
+    """The verbs of nedx on a Dataset; each returns a new Dataset."""
+
+    def __init__(self, ds: xr.Dataset):
+        self._obj = ds
+
+    @property
+    def neuroid_dim(self) -> str | None:
+        """The neuroid axis: vertex, voxel, parcel, channel or unit."""
+        return schema.neuroid_dim(self._obj)
+
+    @property
+    def sample_dim(self) -> str:
+        """The dimension of the samples: image or trial."""
+        return schema.sample_dim(self._obj)
+
+    def sel(
+        self,
+        *,
+        subject: Subjects | None = None,
+        roi: Names | None = None,
+        channel: Names | None = None,
+        time: Times | None = None,
+    ) -> xr.Dataset:
+        """Select subjects, ROIs, channels and times; see `nedx.selection.select`."""
+        return selection.select(self._obj, subject=subject, roi=roi, channel=channel, time=time)
+
+    def roi(self, name: Names) -> xr.Dataset:
+        """Select the neuroids of a ROI, in any of the subjects."""
+        return selection.select(self._obj, roi=name)
+
+    def roi_mean(self, name: Names) -> xr.Dataset:
+        """Average over each subject's own neuroids of a ROI; see `nedx.selection.roi_mean`."""
+        return selection.roi_mean(self._obj, name)
+
+    def encode(self, model: Any, **options: Any) -> xr.Dataset | xr.DataTree:
+        """Predict responses to these images, lazily; see `nedx.encode`."""
+        from nedx.encoding.encode import encode
+
+        return encode(self._obj, model, **options)
+
+    def score(self, **options: Any) -> xr.Dataset:
+        """Compare predicted with measured responses; see `nedx.score`."""
+        from nedx.metrics.noise_ceiling import score
+
+        return score(self._obj, **options)
+
+    def to_zarr(self, place: str | Path | Location, **options: Any) -> Location:
+        """Write a store that can be resumed and verified; see `nedx.to_zarr`."""
+        from nedx.store.writing import to_zarr
+
+        return to_zarr(self._obj, place, **options)
+
+    def synthesize(self, model: Any, place: str | Path | Location, **options: Any) -> Any:
+        """Write the responses of a model to these images; see `nedx.synthesize`."""
+        from nedx.synthesis import synthesize
+
+        return synthesize(self._obj, model, place, **options)
+
+    def parse(self, kind: str | None = None) -> xr.Dataset:
+        """Make it obey the schema where that is safe; see `nedx.parse`."""
+        return schema.parse(self._obj, kind)
+
+    def validate(self, kind: str | None = None) -> None:
+        """Raise one error with every fault against the schema; see `nedx.validate`."""
+        schema.validate(self._obj, kind)
+
+    def verify(self, **options: Any) -> VerifyReport:
+        """Check the hashes of the store it was opened from; see `nedx.verify`."""
+        from nedx.store.verifying import verify
+
+        return verify(_source(self._obj.encoding), **options)
+
+    def cite(self) -> str:
+        """Say how to cite it, from its own attributes."""
+        return _repr.citation(self._obj.attrs)
+
+    def __repr__(self) -> str:
+        return _repr.as_text(_repr.describe(self._obj))
+
+    def __rich__(self) -> Any:
+        return _repr.as_rich(_repr.describe(self._obj))
+
+    def _repr_html_(self) -> str:
+        return _repr.as_html(_repr.describe(self._obj))
+
+
+@xr.register_datatree_accessor("ned")
+class DataTreeNed:
+    """The verbs of nedx on a DataTree of subjects with neuroids of their own."""
+
+    def __init__(self, tree: xr.DataTree):
+        self._obj = tree
+
+    def sel(
+        self,
+        *,
+        subject: Subjects | None = None,
+        roi: Names | None = None,
+        channel: Names | None = None,
+        time: Times | None = None,
+    ) -> xr.DataTree:
+        """Select children by subject, and in each; see `nedx.selection.select_tree`."""
+        return selection.select_tree(
+            self._obj, subject=subject, roi=roi, channel=channel, time=time
+        )
+
+    def roi(self, name: Names) -> xr.DataTree:
+        """Select the neuroids of a ROI in every subject."""
+        return selection.select_tree(self._obj, roi=name)
+
+    def roi_mean(self, name: Names) -> xr.DataTree:
+        """Average over the neuroids of a ROI in every subject."""
+        return selection.map_nodes(self._obj, lambda ds: selection.roi_mean(ds, name))
+
+    def score(self, **options: Any) -> xr.DataTree:
+        """Compare predicted with measured responses in every subject; see `nedx.score`."""
+        from nedx.metrics.noise_ceiling import score
+
+        return selection.map_nodes(self._obj, lambda ds: score(ds, **options))
+
+    def to_zarr(self, place: str | Path | Location, **options: Any) -> Location:
+        """Write a store with a group a subject; see `nedx.to_zarr`."""
+        from nedx.store.writing import to_zarr
+
+        return to_zarr(self._obj, place, **options)
+
+    def parse(self, kind: str | None = None) -> xr.DataTree:
+        """Make every group obey the schema where that is safe; see `nedx.parse`."""
+        return schema.parse(self._obj, kind)
+
+    def validate(self, kind: str | None = None) -> None:
+        """Raise one error with every fault of every group; see `nedx.validate`."""
+        schema.validate(self._obj, kind)
+
+    def verify(self, **options: Any) -> VerifyReport:
+        """Check the hashes of the store it was opened from; see `nedx.verify`."""
+        from nedx.store.verifying import verify
+
+        return verify(_source(self._obj.encoding), **options)
+
+    def cite(self) -> str:
+        """Say how to cite it, from its own attributes."""
+        return _repr.citation(self._obj.attrs)
+
+    def __repr__(self) -> str:
+        return _repr.as_text(_repr.describe(self._obj))
+
+    def __rich__(self) -> Any:
+        return _repr.as_rich(_repr.describe(self._obj))
+
+    def _repr_html_(self) -> str:
+        return _repr.as_html(_repr.describe(self._obj))
+
+
+@overload
+def ned(obj: xr.Dataset) -> DatasetNed: ...
+@overload
+def ned(obj: xr.DataTree) -> DataTreeNed: ...
+def ned(obj: xr.Dataset | xr.DataTree) -> DatasetNed | DataTreeNed:
+    """Return ``obj.ned`` as a type that editors can complete.
+
+    Parameters
+    ----------
+    obj : Dataset or DataTree
+        Responses, stimuli or features.
+
+    Returns
+    -------
+    DatasetNed or DataTreeNed
+    """
+    return DataTreeNed(obj) if isinstance(obj, xr.DataTree) else DatasetNed(obj)
+
+
+def _source(encoding: Any) -> str:
+    """Return the place a Dataset was opened from."""
+    source = encoding.get("source")
+    if source is None:
+        raise StoreError("this was not opened from a store; type nedx.verify(place)")
+    return str(source)
