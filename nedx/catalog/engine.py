@@ -19,7 +19,7 @@ class NedxBackendEntrypoint(BackendEntrypoint):
     url = "https://pypi.org/project/nedx"
     supports_groups = True
 
-    def open_dataset(  # type: ignore[override]
+    def open_dataset(
         self,
         filename_or_obj: Any,
         *,
@@ -45,7 +45,7 @@ class NedxBackendEntrypoint(BackendEntrypoint):
             )
         return opened.drop_vars(_listed(drop_variables), errors="ignore")
 
-    def open_datatree(  # type: ignore[override]
+    def open_datatree(
         self,
         filename_or_obj: Any,
         *,
@@ -67,7 +67,7 @@ class NedxBackendEntrypoint(BackendEntrypoint):
         names = _listed(drop_variables)
         return tree.map_over_datasets(lambda ds: ds.drop_vars(names, errors="ignore"))
 
-    def open_groups_as_dict(  # type: ignore[override]
+    def open_groups_as_dict(
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
     ) -> dict[str, xr.Dataset]:
         """Open all subjects of an id as a dict of path to Dataset."""

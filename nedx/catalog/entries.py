@@ -222,14 +222,14 @@ class _DataLoader(yaml.SafeLoader):
             )
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: Any = False) -> Any:
+    def construct_mapping(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         keys = [key.value for key, _ in node.value]
         for position, key in enumerate(keys):
             if key in keys[:position]:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is there twice", node.start_mark
                 )
-        return super().construct_mapping(node, deep=deep)
+        return super().construct_mapping(node, *args, **kwargs)
 
 
 def parse_catalog(data: bytes, origin: str, *, remote: bool) -> CatalogFile:

@@ -7,17 +7,15 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
+import pandas as pd  # type: ignore[import-untyped]
 import xarray as xr
 
 from nedx.catalog import entries as words
 from nedx.catalog.entries import Entry
 from nedx.catalog.layers import load_stack
 from nedx.errors import CatalogError, UnknownIdError, close_matches
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _COLUMNS = ("id", "version", "kind", "modality", "source", "dims", "license", "title", "catalog")
 
@@ -48,8 +46,6 @@ class CatalogTable(Sequence[Entry]):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a DataFrame, one row for each entry, indexed by id."""
-        import pandas as pd
-
         columns = [*_COLUMNS, "dataset", "stored_gb", "deprecated_by"]
         rows = [
             {
@@ -69,7 +65,7 @@ class CatalogTable(Sequence[Entry]):
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in _COLUMNS:
-            table.add_column(name, overflow="fold" if name == "id" else "ellipsis")
+            table.add_column(name, no_wrap=True, overflow="fold" if name == "id" else "ellipsis")
         for row in self._rows():
             table.add_row(*(Text(cell) for cell in row))
         return _as_text(table)

@@ -81,12 +81,12 @@ def open(
         where = Location.of(place, anonymous=anonymous, storage_options=storage_options)
         return _open_store(where, group=group, chunks=chunks, **selection)
     _warn_deprecated(entry)
-    reach = {"anonymous": anonymous, "storage_options": storage_options}
+    places = mirrors(entry, anonymous=anonymous, storage_options=storage_options)
     if entry.kind == "model":
-        return _open_model(entry, selection, reach)
+        return _open_model(entry, places, selection)
     opened = first_that_works(
         entry,
-        mirrors(entry, **reach),
+        places,
         lambda where: _open_store(where, group=group, chunks=chunks, **selection),
     )
     return _labelled(opened, entry)
@@ -241,10 +241,12 @@ def _open_store(where: Location, **arguments: Any) -> xr.Dataset | xr.DataTree:
     return open_store(where, **arguments)
 
 
-def _open_model(entry: Entry, selection: dict[str, Any], reach: dict[str, Any]) -> LinearEncoder:
+def _open_model(
+    entry: Entry, places: Sequence[Location], selection: dict[str, Any]
+) -> LinearEncoder:
     from nedx.encoding import load_model
 
-    model = first_that_works(entry, mirrors(entry, **reach), load_model)
+    model = first_that_works(entry, places, load_model)
     given = {name: value for name, value in selection.items() if value is not None}
     return model.sel(**given) if given else model
 
