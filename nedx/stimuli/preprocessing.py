@@ -197,8 +197,17 @@ def check_pixels(dtype: Any, shape: tuple[int, ...], policy: str | ImagePolicy) 
         )
 
 
-def check_layout(dtype: Any, shape: tuple[int, ...]) -> None:
+def check_layout(dtype: Any, shape: tuple[int, ...], sample: np.ndarray | None = None) -> None:
     """Refuse what is not uint8 of shape ``(image, y, x, rgb)``.
+
+    Parameters
+    ----------
+    dtype : dtype-like
+        Must be uint8.
+    shape : tuple of int
+        Must have 4 axes, the last of size 3.
+    sample : numpy.ndarray, optional
+        A few of the values, so that the error can say what to do with their range.
 
     Raises
     ------
@@ -207,14 +216,7 @@ def check_layout(dtype: Any, shape: tuple[int, ...]) -> None:
     """
     dtype = np.dtype(dtype)
     if dtype != np.uint8:
-        if dtype.kind == "f":
-            advice = (
-                "(255 * images).round().astype(np.uint8) if they are 0 to 1, "
-                "or images.round().astype(np.uint8) if they are 0 to 255"
-            )
-        else:
-            advice = "images.astype(np.uint8), after checking that they are 0 to 255"
-        raise StimulusError(f"pixels must be uint8, these are {dtype}. Type: {advice}")
+        raise StimulusError(f"pixels must be uint8, these are {dtype}{_cast_advice(dtype, sample)}")
     if len(shape) == 4 and shape[-1] == 3 and min(shape[1:3]) > 0:
         return
     found = f"pixels must have axes (image, y, x, rgb), these have shape {tuple(shape)}"
@@ -229,6 +231,29 @@ def check_layout(dtype: Any, shape: tuple[int, ...]) -> None:
     if len(shape) == 4 and shape[-1] == 1:
         raise StimulusError(f"{found}: grey. Type: np.repeat(images, 3, axis=-1)")
     raise StimulusError(found)
+
+
+def _cast_advice(dtype: np.dtype, sample: np.ndarray | None) -> str:
+    """Say how to make uint8 of another type; never guess where the range does not tell."""
+    unit = "(255 * images).round().astype(np.uint8)"
+    bytes_ = "images.round().astype(np.uint8)" if dtype.kind == "f" else "images.astype(np.uint8)"
+    if dtype.kind == "b":
+        return ". Type: images.astype(np.uint8) * 255"
+    if dtype.kind not in "fiu":
+        return ". Type: [np.asarray(image) for image in images] if they are images of several sizes"
+    if sample is None or not sample.size:
+        if dtype.kind == "f":
+            return f". Type: {unit} if they are 0 to 1, or {bytes_} if they are 0 to 255"
+        return f". Type: {bytes_}, after checking that they are 0 to 255"
+    low, high = sample.min(), sample.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return ", with NaN or infinite values among them; those cannot be pixels"
+    found = f", {low:g} to {high:g}"
+    if low < 0 or high > 255:
+        return f"{found}, which is no range of pixels. Scale them to 0 to 255 first"
+    if dtype.kind == "f" and high <= 1:
+        return f"{found}. Type: {unit}"
+    return f"{found}. Type: {bytes_}"
 
 
 def preprocess(
@@ -273,6 +298,24 @@ def preprocess(
     for image, result in zip(pixels, out, strict=True):
         _apply(_tensor(image)[None].permute(0, 3, 1, 2), chosen, result[None])
     return out
+
+
+def resize_pixels(image: np.ndarray, y: int, x: int) -> np.ndarray:
+    """Resize one image bilinearly with antialias, within one grey level of Pillow.
+
+    Parameters
+    ----------
+    image : numpy.ndarray of uint8, (y, x, rgb)
+        The image.
+    y, x : int
+        The size wanted.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, (y, x, rgb)
+    """
+    batch = _tensor(image)[None].permute(0, 3, 1, 2)
+    return _resize(batch, (y, x), "uint8")[0].permute(1, 2, 0).numpy()
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:
