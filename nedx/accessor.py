@@ -16,6 +16,7 @@ from nedx.errors import StoreError
 from nedx.selection import Names, Subjects, Times
 
 if TYPE_CHECKING:
+    from nedx.catalog.listing import CitationText
     from nedx.store.location import Location
     from nedx.store.verifying import VerifyReport
 
@@ -94,9 +95,11 @@ class DatasetNed:
 
         return verify(_source(self._obj.encoding), **options)
 
-    def cite(self) -> str:
-        """Say how to cite it, from its own attributes."""
-        return _repr.citation(self._obj.attrs)
+    def cite(self) -> CitationText:
+        """Say how to cite it; see `nedx.cite`."""
+        from nedx.catalog.listing import cite
+
+        return cite(self._obj)
 
     def __repr__(self) -> str:
         return _repr.as_text(_repr.describe(self._obj))
@@ -162,9 +165,11 @@ class DataTreeNed:
 
         return verify(_source(self._obj.encoding), **options)
 
-    def cite(self) -> str:
-        """Say how to cite it, from its own attributes."""
-        return _repr.citation(self._obj.attrs)
+    def cite(self) -> CitationText:
+        """Say how to cite it; see `nedx.cite`."""
+        from nedx.catalog.listing import cite
+
+        return cite(self._obj)
 
     def __repr__(self) -> str:
         return _repr.as_text(_repr.describe(self._obj))

@@ -81,21 +81,6 @@ def as_html(card: Card) -> str:
     return f"<div><strong>{title}</strong><table>{rows}</table></div>"
 
 
-def citation(attrs: Mapping[Hashable, Any]) -> str:
-    """Say how to cite what has these attributes, and under which licence it may be used."""
-    parts = [
-        ("title", attrs.get("title") or attrs.get("dataset")),
-        ("creator", attrs.get("creator_name")),
-        ("references", attrs.get("citation") or attrs.get("references")),
-        ("model", _versioned(attrs)),
-        ("licence", attrs.get("license")),
-    ]
-    lines = [f"{label}: {_plain(value)}" for label, value in parts if value]
-    if attrs.get("source") == "synthetic":
-        lines.append("These responses are synthetic: cite the model as well as its data.")
-    return "\n".join(lines) or "Nothing in the attributes says how to cite this."
-
-
 def _describe_tree(tree: xr.DataTree) -> Card:
     subjects = [name for name, child in tree.children.items() if find_kind(child.dataset)]
     rows = []
