@@ -211,16 +211,7 @@ class CatalogFile(_Words):
 
 
 class _DataLoader(yaml.SafeLoader):
-    """The safe loader, without aliases and without repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        # Aliases let a few bytes stand for billions of nodes.
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not allowed", event.start_mark
-            )
-        return super().compose_node(parent, index)
+    """The safe loader, without repeated keys."""
 
     def construct_mapping(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         keys = [key.value for key, _ in node.value]
@@ -258,6 +249,7 @@ def parse_catalog(data: bytes, origin: str, *, remote: bool) -> CatalogFile:
         raise CatalogError(f"{origin} is larger than {MAX_BYTES:,} bytes: not a catalog")
     try:
         raw = yaml.load(data.decode("utf-8"), Loader=_DataLoader)
+        _bounded(raw)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise CatalogError(f"{origin} is not a data-only YAML file: {error}") from error
     if not isinstance(raw, dict) or "nedx_catalog" not in raw:
@@ -288,6 +280,20 @@ def catalog_json_schema() -> dict[str, Any]:
 def version_key(version: str) -> tuple[int, ...]:
     """Return a version as numbers: ``"1.10"`` comes after ``"1.9"``."""
     return tuple(int(part) for part in version.split("."))
+
+
+def _bounded(raw: Any) -> None:
+    """Refuse what aliases blow up: a few bytes can stand for billions of values."""
+    waiting, count = [raw], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MAX_BYTES:
+            raise ValueError(f"aliases (*name) expand it to more than {MAX_BYTES:,} values")
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _fault(detail: Any, raw: dict[str, Any]) -> str:

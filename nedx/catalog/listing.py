@@ -64,9 +64,12 @@ class CatalogTable(Sequence[Entry]):
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in _COLUMNS:
-            table.add_column(name, no_wrap=True, overflow="fold" if name == "id" else "ellipsis")
-        for row in self._rows():
+        rows = [*self._rows()]
+        for name, cells in zip(_COLUMNS, zip(*rows, strict=True), strict=True):
+            # An id must stay whole to be copied; titles give way first, then dims.
+            least = None if name in ("title", "dims") else min(max(map(len, (name, *cells))), 60)
+            table.add_column(name, no_wrap=name != "dims", min_width=least)
+        for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         return _as_text(table)
 
