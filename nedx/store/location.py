@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,17 @@ _CREDENTIALS = {
     "gcs": "set GOOGLE_APPLICATION_CREDENTIALS, or pass anonymous=True",
     "hf": "set HF_TOKEN",
 }
+
+_ERROR_CLASSES = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
+_REFUSED = {"401", "403"}
+# s3fs and gcsfs raise many classes for this; these words are what they have in common.
+_REFUSED_WORDS = ("NoCredentials", "CredentialRetrieval", "Anonymous caller", "Forbidden")
 
 # gcsfs otherwise asks for the bucket's type over gRPC, and waits a minute where that is refused.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -96,6 +108,9 @@ class Location:
             options = {**_ANONYMOUS.get(self.protocol, {}), **options}
         if asynchronous:
             options["asynchronous"] = True
+        if self.protocol == "s3":
+            # Else s3fs asks for the size of an object before each read of it.
+            options.setdefault("max_concurrency", 1)
         try:
             return fsspec.core.url_to_fs(self.url, **options)
         except ImportError as error:
@@ -133,11 +148,8 @@ class Location:
             return filesystem.cat_file(f"{path}/{key}")
         except FileNotFoundError:
             raise
-        except PermissionError as error:
-            raise self.refused(error) from error
-        except OSError as error:
-            message = f"{self.url}/{key} cannot be read: {error}"
-            raise StoreError(message) from error
+        except remote_errors() as error:
+            raise self.failed(error, key) from error
 
     def write(self, key: str, data: bytes) -> None:
         """Write a small object, whole or not at all."""
@@ -201,7 +213,29 @@ class Location:
         if filesystem.exists(target):
             filesystem.rm(target, recursive=recursive)
 
-    def refused(self, error: Exception) -> CredentialsError:
+    def failed(self, error: BaseException, key: str = "") -> StoreError:
+        """Return the error that says why a request failed, and what to type."""
+        where = f"{self.url}/{key}" if key else self.url
+        status = getattr(error, "status", None) or getattr(error, "code", None)
+        if isinstance(error, PermissionError) or str(status) in _REFUSED:
+            return self.refused(error)
+        if any(word in f"{type(error).__name__} {error}" for word in _REFUSED_WORDS):
+            return self.refused(error)
+        return StoreError(f"{where} cannot be read: {error!r}. Check the address and the network")
+
+    def refused(self, error: BaseException) -> CredentialsError:
         """Return the error for a store that needs credentials."""
         hint = _CREDENTIALS.get(self.protocol, "check the permissions")
         return CredentialsError(f"{self.url} refuses access ({error}): {hint}")
+
+
+def remote_errors() -> tuple[type[Exception], ...]:
+    """Return what requests raise, of the cloud libraries that are in use.
+
+    Not all of them are ``OSError``, and a library that was not imported cannot have raised.
+    """
+    found: list[type[Exception]] = [OSError]
+    for module, name in _ERROR_CLASSES:
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
