@@ -176,7 +176,7 @@ def image_sha256(image: np.ndarray) -> str:
     """
     y, x = image.shape[:2]
     digest = hashlib.sha256(f"{y}x{x}:".encode())
-    digest.update(memoryview(np.ascontiguousarray(image, np.uint8)))
+    digest.update(np.asarray(image, np.uint8).tobytes())
     return digest.hexdigest()
 
 
@@ -383,7 +383,8 @@ def _open_zarr(
             f"{location.url} has no {key!r}; {close_matches(key, ds.data_vars)}. Type: key=<name>"
         )
     check_layout(ds[key].dtype, ds[key].shape)
-    chosen = choose_fit([ds[key].shape[1:3]], fit, size)
+    y, x = ds[key].shape[1:3]
+    chosen = choose_fit([(y, x)], fit, size)
     version = tokenize(ds.attrs, ds[key].shape)
     source = ZarrSource(location, key, ds[key].shape[0], version, chosen)
     stored = (ds[key].encoding.get("chunks") or (1,))[0]
