@@ -17,6 +17,8 @@ from nedx.errors import ModelError, close_matches
 
 OnTap = Callable[[str, torch.Tensor], None]
 
+_ANY_SIZE = 224
+
 
 class Enough(Exception):
     """The last layer wanted has been handed out; the rest of the network need not run."""
@@ -250,7 +252,8 @@ def feature_layout(recipe: BackboneRecipe) -> dict[str, int]:
     Parameters
     ----------
     recipe : BackboneRecipe
-        Its ``image_size``, or else its policy, says how large the images are.
+        Its ``image_size``, or else its policy, says how large the images are; where neither
+        does, any pooling but ``"flatten"`` gives the width all the same.
 
     Returns
     -------
@@ -262,7 +265,14 @@ def feature_layout(recipe: BackboneRecipe) -> dict[str, int]:
     ModelError
         If a layer is not there, or the size of the images is not known.
     """
-    size = image_size(recipe)
+    # What is pooled is as wide at any size, so a policy that keeps sizes needs none here.
+    size = image_size(recipe) or (None if recipe.pooling == "flatten" else _ANY_SIZE)
+    if size is None:
+        message = (
+            f"policy {recipe.policy!r} does not resize, so the recipe must say how large the "
+            "images are: type image_size=<pixels>"
+        )
+        raise ModelError(message)
     with torch.device("meta"):
         network = registry.factory(recipe)()
     order = _full_names(network, recipe)
@@ -282,27 +292,17 @@ def feature_layout(recipe: BackboneRecipe) -> dict[str, int]:
     return {layer: widths[layer] for layer in recipe.layers}
 
 
-def image_size(recipe: BackboneRecipe) -> int:
+def image_size(recipe: BackboneRecipe) -> int | None:
     """Return the side, in pixels, of the images that the network of a recipe gets.
 
-    Raises
-    ------
-    ModelError
-        If neither the recipe nor its policy says.
+    None where neither the recipe nor its policy says, because the policy keeps sizes.
     """
     if recipe.image_size is not None:
         return recipe.image_size
     from nedx.stimuli.preprocessing import policy
 
     chosen = policy(recipe.policy)
-    size = chosen.crop or (chosen.resize if chosen.resize_to == "exact" else None)
-    if size is None:
-        message = (
-            f"policy {recipe.policy!r} does not resize, so the recipe must say how large the "
-            "images are: type image_size=<pixels>"
-        )
-        raise ModelError(message)
-    return size
+    return chosen.crop or (chosen.resize if chosen.resize_to == "exact" else None)
 
 
 def _full_names(network: Network, recipe: BackboneRecipe) -> dict[str, str]:
