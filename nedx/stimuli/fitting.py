@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -97,7 +97,7 @@ def choose_fit(
     """
     if fit not in MODES:
         raise StimulusError(f"unknown fit {fit!r}; there are: {', '.join(MODES)}")
-    mode: FitMode = fit  # type: ignore[assignment]
+    mode = cast(FitMode, fit)
     counts = Counter(sizes)
     wanted = _as_pair(size)
     if mode == "error":
@@ -127,7 +127,7 @@ def _differing(
 ) -> str:
     """List the sizes found, and what to type."""
     common = counts.most_common(6)
-    listed = ", ".join(f"{y} x {x} ({n} images)" for (y, x), n in common)
+    listed = ", ".join(f"{y} x {x} ({n} image{'s' if n > 1 else ''})" for (y, x), n in common)
     more = f", and {len(counts) - 6} more sizes" if len(counts) > 6 else ""
     found = f"sizes found (y x x): {listed}{more}"
     side = min(min(pair) for pair in counts) if wanted is None else max(wanted)

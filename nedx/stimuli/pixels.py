@@ -122,11 +122,11 @@ class PixelPlan:
     def narrow(self, indexers: tuple[Indexer, ...]) -> PixelPlan:
         """Return the plan of what remains."""
         images, *others = indexers
-        window = tuple(
+        y, x, rgb = (
             _narrow_axis(keep, size, indexer)
             for keep, size, indexer in zip(self.window, self.source.shape[1:], others, strict=True)
         )
-        return PixelPlan(self.source, self.indices[images], self.chunk, window)  # type: ignore[arg-type]
+        return PixelPlan(self.source, self.indices[images], self.chunk, (y, x, rgb))
 
 
 def _narrow_axis(keep: np.ndarray | None, size: int, indexer: Indexer) -> np.ndarray | None:
