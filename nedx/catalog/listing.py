@@ -17,7 +17,8 @@ from nedx.catalog.entries import Entry
 from nedx.catalog.layers import load_stack
 from nedx.errors import CatalogError, UnknownIdError, close_matches
 
-_COLUMNS = ("id", "version", "kind", "modality", "source", "dims", "license", "title", "catalog")
+_COLUMNS = ("id", "version", "kind", "modality", "source", "dims", "title", "license", "catalog")
+_PRINTED = _COLUMNS[:7]
 
 
 class CatalogTable(Sequence[Entry]):
@@ -64,11 +65,17 @@ class CatalogTable(Sequence[Entry]):
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        rows = [*self._rows()]
-        for name, cells in zip(_COLUMNS, zip(*rows, strict=True), strict=True):
-            # An id must stay whole to be copied; titles give way first, then dims.
-            least = None if name in ("title", "dims") else min(max(map(len, (name, *cells))), 60)
-            table.add_column(name, no_wrap=name != "dims", min_width=least)
+        rows = [row[: len(_PRINTED)] for row in self._rows()]
+        most = {"title": 80, "dims": 28}
+        widths = {
+            name: min(max(len(cell) for cell in (name, *cells)), most.get(name, 60))
+            for name, cells in zip(_PRINTED, zip(*rows, strict=True), strict=True)
+        }
+        # An id must stay whole to be copied: the title takes what is left of the line.
+        others = sum(width + 2 for name, width in widths.items() if name != "title")
+        widths["title"] = min(widths["title"], max(12, _width() - others))
+        for name, width in widths.items():
+            table.add_column(name, no_wrap=name != "dims", width=width)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         return _as_text(table)
@@ -372,7 +379,13 @@ def _as_text(table: Any) -> str:
     from rich.console import Console
 
     out = io.StringIO()
-    terminal = Console()
-    width = terminal.width if terminal.is_terminal else 120
-    Console(file=out, width=width, no_color=True, highlight=False).print(table)
+    Console(file=out, width=_width(), no_color=True, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _width() -> int:
+    """Return the width of the terminal in characters, 120 where there is none."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal.width if terminal.is_terminal else 120
