@@ -5,6 +5,7 @@ An accessor travels with the pickle of its Dataset, so it holds the Dataset and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -91,9 +92,7 @@ class DatasetNed:
 
     def verify(self, **options: Any) -> VerifyReport:
         """Check the hashes of the store it was opened from; see `nedx.verify`."""
-        from nedx.store.verifying import verify
-
-        return verify(_source(self._obj.encoding), **options)
+        return _verify(self._obj.encoding, options)
 
     def cite(self) -> CitationText:
         """Say how to cite it; see `nedx.cite`."""
@@ -161,9 +160,7 @@ class DataTreeNed:
 
     def verify(self, **options: Any) -> VerifyReport:
         """Check the hashes of the store it was opened from; see `nedx.verify`."""
-        from nedx.store.verifying import verify
-
-        return verify(_source(self._obj.encoding), **options)
+        return _verify(self._obj.encoding, options)
 
     def cite(self) -> CitationText:
         """Say how to cite it; see `nedx.cite`."""
@@ -200,9 +197,11 @@ def ned(obj: xr.Dataset | xr.DataTree) -> DatasetNed | DataTreeNed:
     return DataTreeNed(obj) if isinstance(obj, xr.DataTree) else DatasetNed(obj)
 
 
-def _source(encoding: Any) -> str:
-    """Return the place a Dataset was opened from."""
+def _verify(encoding: Mapping[Any, Any], options: dict[str, Any]) -> VerifyReport:
+    """Verify the place that a Dataset was opened from."""
     source = encoding.get("source")
     if source is None:
         raise StoreError("this was not opened from a store; type nedx.verify(place)")
-    return str(source)
+    from nedx.store.verifying import verify
+
+    return verify(str(source), **options)

@@ -144,7 +144,7 @@ def schema_as_json() -> dict[str, Any]:
         "canonical_order": list(CANONICAL_ORDER),
         "kinds": {kind: list(names) for kind, names in KINDS.items()},
         "variables": {
-            name: {"dims": rule.dims, "dtypes": list(rule.dtypes), "range": rule.span}
+            name: {"dims": rule.dims, "dtypes": list(rule.dtypes), "range": _span(rule.span)}
             for name, rule in VARIABLES.items()
         },
         "units": {modality: list(units) for modality, units in UNITS.items()},
@@ -153,6 +153,11 @@ def schema_as_json() -> dict[str, Any]:
         "modalities": list(MODALITIES),
         "sources": list(SOURCES),
     }
+
+
+def _span(span: tuple[float, float] | None) -> list[float | None] | None:
+    """Spell an open end as None: JSON has no infinity."""
+    return None if span is None else [end if np.isfinite(end) else None for end in span]
 
 
 def _datasets(tree: xr.DataTree) -> dict[str, xr.Dataset]:
