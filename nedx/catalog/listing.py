@@ -73,9 +73,9 @@ class CatalogTable(Sequence[Entry]):
         }
         # An id must stay whole to be copied: the title takes what is left of the line.
         others = sum(width + 2 for name, width in widths.items() if name != "title")
-        widths["title"] = min(widths["title"], max(12, _width() - others))
+        widths["title"] = min(widths["title"], max(20, _width() - others))
         for name, width in widths.items():
-            table.add_column(name, no_wrap=name != "dims", width=width)
+            table.add_column(name, no_wrap=name not in most, width=width)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         return _as_text(table)
