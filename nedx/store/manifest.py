@@ -52,10 +52,10 @@ class Manifest:
         """Return the manifest as it is stored: JSON, sorted by key, one object a line."""
         head = json.dumps({"format": _FORMAT, "recipe": self.recipe}, sort_keys=True)[:-1]
         lines = ",\n".join(
-            json.dumps({"key": key, "size": size, "sha256": sha256})
+            f"{json.dumps(key)}: {json.dumps({'size': size, 'sha256': sha256})}"
             for key, (size, sha256) in sorted(self.objects.items())
         )
-        return f'{head}, "objects": [\n{lines}\n]}}\n'.encode()
+        return f'{head}, "objects": {{\n{lines}\n}}}}\n'.encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str = "the store") -> Manifest:
@@ -69,11 +69,11 @@ class Manifest:
         try:
             content: Any = json.loads(data)
             objects = {
-                str(o["key"]): StoredObject(int(o["size"]), str(o["sha256"]))
-                for o in content["objects"]
+                str(key): StoredObject(int(item["size"]), str(item["sha256"]))
+                for key, item in content["objects"].items()
             }
             return cls(objects, str(content.get("recipe", "")))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptStoreError(
                 f"{where}/{MANIFEST} is no manifest ({error}); copy the store again"
             ) from error
