@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from zarr.storage import WrapperStore
 
 from nedx.errors import CorruptStoreError, NedxError, StoreError
 from nedx.store.location import remote_errors
+from nedx.store.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_KEY = "_nedx/manifest.json"
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 ATTEMPTS = 5
 FIRST_DELAY = 0.1  # seconds; doubles with each attempt
@@ -99,9 +98,12 @@ class GuardedStore(WrapperStore):
     async def _promised(self) -> frozenset[str]:
         """Return the keys that the manifest lists; none where there is no manifest."""
         if self._listed is None:
-            text = await self._get(MANIFEST_KEY, default_buffer_prototype(), None)
-            objects = {} if text is None else json.loads(text.to_bytes())["objects"]
-            self._listed = frozenset(objects)
+            text = await self._get(MANIFEST, default_buffer_prototype(), None)
+            if text is None:
+                self._listed = frozenset()
+            else:
+                manifest = Manifest.from_bytes(text.to_bytes(), self._location.url)
+                self._listed = frozenset(manifest.objects)
         return self._listed
 
     def _check_length(self, key: str, length: int, byte_range: ByteRequest | None) -> None:

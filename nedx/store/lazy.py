@@ -155,10 +155,7 @@ def _unsorted(indexer: Indexer) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _touched(indexer: Indexer, size: int, chunk: int) -> np.ndarray:
     """Return the stored chunk that each remaining position lies in."""
-    if isinstance(indexer, slice):
-        positions = np.arange(*indexer.indices(size))
-    else:
-        positions = indexer
+    positions = np.arange(size)[indexer]
     return positions // max(1, chunk)
 
 

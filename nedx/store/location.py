@@ -221,12 +221,14 @@ class Location:
             return self.refused(error)
         if any(word in f"{type(error).__name__} {error}" for word in _REFUSED_WORDS):
             return self.refused(error)
-        return StoreError(f"{where} cannot be read: {error!r}. Check the address and the network")
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return StoreError(f"{where} cannot be read ({reason}); check the address and the network")
 
     def refused(self, error: BaseException) -> CredentialsError:
         """Return the error for a store that needs credentials."""
         hint = _CREDENTIALS.get(self.protocol, "check the permissions")
-        return CredentialsError(f"{self.url} refuses access ({error}): {hint}")
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        return CredentialsError(f"{self.url} refuses access ({reason}): {hint}")
 
 
 def remote_errors() -> tuple[type[Exception], ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 import warnings
@@ -21,6 +20,7 @@ from xarray.backends import ZarrStore
 from nedx._rules import refuse_newer
 from nedx.errors import (
     CorruptStoreError,
+    IncompleteStoreError,
     NedxWarning,
     SelectionError,
     StoreError,
@@ -30,6 +30,7 @@ from nedx.schema import restore_index, subject_label
 from nedx.selection import Names, Subjects, Times, select
 from nedx.store.guard import GuardedStore, reading
 from nedx.store.lazy import plan_variable
+from nedx.store.ledger import StorePlan
 from nedx.store.location import Location
 
 Chunks: TypeAlias = Literal["auto"] | Mapping[Any, int] | None
@@ -114,6 +115,7 @@ def open_store(
     location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
     root = _open_root(location)
     _check(root, location)
+    _check_consolidated(root, location)
     request = _Request(
         location, chunks, _token(root, location), {"roi": roi, "channel": channel, "time": time}
     )
@@ -141,17 +143,21 @@ def _open_root(location: Location) -> zarr.Group:
     except (ValueError, KeyError, TypeError) as error:
         message = f"{location.url}/zarr.json is no metadata of a Zarr group: {error}"
         raise CorruptStoreError(message) from error
-    if root.metadata.consolidated_metadata is None and location.protocol in _WEB:
-        raise StoreError(
-            f"{location.url} has no consolidated metadata, and a web server cannot list what is "
-            "there, so it would look empty. Where its files are, type: "
-            f"""python -c "import zarr; zarr.consolidate_metadata('{Path(location.url).name}')" """
-        )
     return root
 
 
+def _check_consolidated(root: zarr.Group, location: Location) -> None:
+    if root.metadata.consolidated_metadata is None and location.protocol in _WEB:
+        name = Path(location.url).name
+        raise StoreError(
+            f"{location.url} has no consolidated metadata, and a web server cannot list what is "
+            "there, so it would look empty. Where its files are, type: "
+            f"python -c \"import zarr; zarr.consolidate_metadata('{name}')\""
+        )
+
+
 def _nothing_there(location: Location) -> str:
-    text = f"there is no Zarr store at {location.url}: no zarr.json or .zgroup there"
+    text = f"there is no Zarr store at {location.url}: neither zarr.json nor .zgroup is there"
     if not location.is_local:
         return f"{text}. Check the address"
     parent = Path(location.url).parent
@@ -166,27 +172,25 @@ def _check(root: zarr.Group, location: Location) -> None:
     refuse_newer(xr.Dataset(attrs=attrs))
     if attrs.get("nedx_status") != "partial":
         return
-    done = _progress(location)
+    done, resume = _progress(location)
     warnings.warn(
-        f"{location.url} is still being written{done}: what is not there yet reads as fill "
-        "values. To finish it, give the same call resume=True, or type: "
-        f"nedx synth run {location.url}",
+        f"{location.url} is unfinished{done}: the rest reads as fill values. To finish it, type: "
+        f"{resume}",
         IncompleteStoreWarning,
         stacklevel=3,
     )
 
 
-def _progress(location: Location) -> str:
-    """Say how many blocks are done, where the store can be listed."""
-    if location.protocol in _WEB:
-        return ""
+def _progress(location: Location) -> tuple[str, str]:
+    """Say how many blocks are done, where the store can be listed, and how to go on."""
     try:
-        blocks = json.loads(location.read("_nedx/plan.json")).get("blocks")
-    except (FileNotFoundError, ValueError):
-        return ""
-    done = len([key for key in location.list("_nedx/ledger") if key.endswith(".json")])
-    total = len(blocks) if isinstance(blocks, list) else blocks
-    return f" ({done} of {total} blocks are done)"
+        plan = StorePlan.read(location)
+    except IncompleteStoreError:
+        return "", "nedx.to_zarr(..., overwrite=True)"
+    if location.protocol in _WEB:
+        return "", plan.resume
+    done = sum(key.endswith(".json") for key in location.list("_nedx/ledger"))
+    return f" ({done} of {len(plan.blocks)} blocks are there)", plan.resume
 
 
 def _token(root: zarr.Group, location: Location) -> str:
@@ -242,21 +246,25 @@ def _open_ragged(
             for key, variable in shared.variables.items()
             if key in shared.coords and key not in own and set(variable.dims) <= set(own.dims)
         }
-        members.append(own.assign_coords(coords).assign_attrs({**shared.attrs, **own.attrs}))
+        attrs = {**shared.attrs, **own.attrs}
+        attrs.pop("nedx_kind", None)
+        members.append(own.assign_coords(coords).assign_attrs(attrs))
     opened = _open_datasets(members, [None] * len(members), request)
     if subject is not None and len(opened) == 1:
-        return opened[0]
+        return opened[0].assign_attrs(subject_ids=wanted)
     top = xr.Dataset(attrs=shared.attrs)
     return xr.DataTree.from_dict({"/": top, **dict(zip(wanted, opened, strict=True))})
 
 
 def _wanted(subject: Subjects, names: list[str]) -> list[str]:
     asked = [subject] if isinstance(subject, str | int) else list(subject)
+    if not asked:
+        raise SelectionError("the selection is empty: name at least one subject, or leave it out")
     labels = list(dict.fromkeys(subject_label(one) for one in asked))
     missing = [label for label in labels if label not in names]
-    if missing or not labels:
-        what = ", ".join(map(repr, missing)) or "none"
-        raise SelectionError(f"unknown subject {what}: {close_matches(what, names)}")
+    if missing:
+        what = ", ".join(map(repr, missing))
+        raise SelectionError(f"unknown subject {what}: {close_matches(missing[0], names)}")
     return labels
 
 
