@@ -87,9 +87,7 @@ def make_concepts(seed: int = SEED) -> list[Concept]:
     """
     rng = np.random.default_rng([seed, 0])
     total = N_TRAIN + N_TEST
-    return [
-        _draw(rng, index, "train" if index < N_TRAIN else "test") for index in range(total)
-    ]
+    return [_draw(rng, index, "train" if index < N_TRAIN else "test") for index in range(total)]
 
 
 def _draw(rng: np.random.Generator, index: int, partition: str) -> Concept:

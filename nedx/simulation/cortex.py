@@ -222,15 +222,14 @@ def shared_space(
     into : list of float32 arrays (patch, latent)
     out_of : list of float32 arrays (latent, patch)
     """
-    together = np.concatenate([s[train] for s in signals], axis=1).astype(np.float64)
-    left, scale, _ = np.linalg.svd(together, full_matrices=False)
-    latents = left[:, :count] * np.sqrt(len(left))
+    grams = [s[train].astype(np.float64) @ s[train].T.astype(np.float64) for s in signals]
+    _, vectors = np.linalg.eigh(np.sum(grams, axis=0))
+    latents = vectors[:, : -count - 1 : -1] * np.sqrt(len(vectors))
     into, out_of = [], []
-    for signal in signals:
+    for signal, gram in zip(signals, grams, strict=True):
         x = signal[train].astype(np.float64)
-        kernel = x @ x.T
-        kernel[np.diag_indices_from(kernel)] += 1e-2 * np.trace(kernel) / len(kernel)
-        into.append((x.T @ np.linalg.solve(kernel, latents)).astype(np.float32))
+        ridge = 1e-3 * np.trace(gram) / len(gram) * np.eye(len(gram))
+        into.append((x.T @ np.linalg.solve(gram + ridge, latents)).astype(np.float32))
         out_of.append((latents.T @ x / len(x)).astype(np.float32))
     return into, out_of
 

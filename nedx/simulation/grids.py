@@ -110,9 +110,7 @@ def native_voxels(anatomy: Anatomy) -> Voxels:
     affine = np.diag([VOXEL_MM] * 3 + [1.0])
     affine[:3, 3] = corner + VOXEL_MM / 2
     position = index * VOXEL_MM + affine[:3, 3]
-    return Voxels(
-        _join(halves), index.astype(np.int32), position.astype(np.float32), affine, shape
-    )
+    return Voxels(_join(halves), index.astype(np.int32), position.astype(np.float32), affine, shape)
 
 
 def _fold(u: np.ndarray, v: np.ndarray, hemisphere: str) -> np.ndarray:

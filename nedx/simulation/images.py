@@ -42,7 +42,7 @@ def make_images(seed: int = SEED) -> xr.Dataset:
     -------
     Dataset
         ``pixels (image, y, x, rgb)`` uint8; coordinates ``image_id``, ``category`` (the concept),
-        ``shape``, ``partition``, ``stimulus_set``, ``sha256`` and ``concept_parameters
+        ``shape_family``, ``partition``, ``stimulus_set``, ``sha256`` and ``concept_parameters
         (image, parameter)``.
     """
     pixels, owners, ids = [], [], []
@@ -57,7 +57,7 @@ def make_images(seed: int = SEED) -> xr.Dataset:
         coords={
             "image_id": ("image", np.array(ids, dtype=object)),
             "category": _labels([concept.name for concept in owners]),
-            "shape": _labels([concept.shape for concept in owners]),
+            "shape_family": _labels([concept.shape for concept in owners]),
             "partition": _labels([concept.partition for concept in owners]),
             "stimulus_set": _labels(["sim"] * len(owners)),
             "sha256": _labels([_sha256(image) for image in stack]),

@@ -15,9 +15,71 @@ import numpy as np
 RADIUS = 0.095
 """Radius of the head, m."""
 CHANNELS = tuple(
-    "Fp1 F3 F7 FT9 FC5 FC1 C3 T7 TP9 CP5 CP1 Pz P3 P7 O1 Oz O2 P4 P8 TP10 CP6 CP2 Cz C4 T8 FT10 "
-    "FC6 FC2 F4 F8 Fp2 AF7 AF3 AFz F1 F5 FT7 FC3 FCz C1 C5 TP7 CP3 P1 P5 PO7 PO3 POz PO4 PO8 P6 "
-    "P2 CPz CP4 TP8 C6 C2 FC4 FT8 F6 F2 AF4 AF8".split()
+    [
+        "Fp1",
+        "F3",
+        "F7",
+        "FT9",
+        "FC5",
+        "FC1",
+        "C3",
+        "T7",
+        "TP9",
+        "CP5",
+        "CP1",
+        "Pz",
+        "P3",
+        "P7",
+        "O1",
+        "Oz",
+        "O2",
+        "P4",
+        "P8",
+        "TP10",
+        "CP6",
+        "CP2",
+        "Cz",
+        "C4",
+        "T8",
+        "FT10",
+        "FC6",
+        "FC2",
+        "F4",
+        "F8",
+        "Fp2",
+        "AF7",
+        "AF3",
+        "AFz",
+        "F1",
+        "F5",
+        "FT7",
+        "FC3",
+        "FCz",
+        "C1",
+        "C5",
+        "TP7",
+        "CP3",
+        "P1",
+        "P5",
+        "PO7",
+        "PO3",
+        "POz",
+        "PO4",
+        "PO8",
+        "P6",
+        "P2",
+        "CPz",
+        "CP4",
+        "TP8",
+        "C6",
+        "C2",
+        "FC4",
+        "FT8",
+        "F6",
+        "F2",
+        "AF4",
+        "AF8",
+    ]
 )
 """Names in the order of the data, that of THINGS-EEG2 and of BERG's models of it."""
 VISUAL = ("Pz", "PO3", "POz", "PO4", "O1", "Oz", "O2")
@@ -82,9 +144,7 @@ def _side(number: int) -> int:
 def _unit(inclination: float, azimuth: float) -> np.ndarray:
     """Direction at an inclination from Cz, and an azimuth from the front towards the right."""
     theta, phi = np.deg2rad(inclination), np.deg2rad(azimuth)
-    return np.array(
-        [np.sin(theta) * np.sin(phi), np.sin(theta) * np.cos(phi), np.cos(theta)]
-    )
+    return np.array([np.sin(theta) * np.sin(phi), np.sin(theta) * np.cos(phi), np.cos(theta)])
 
 
 def _direction(name: str) -> np.ndarray:
