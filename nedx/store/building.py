@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import dask.base
@@ -24,6 +23,7 @@ from nedx.store.manifest import STATE, RecordingStore, StoredObject
 
 _log = logging.getLogger(__name__)
 _VOLATILE = ("date_created", "history", "nedx_status")
+_MARKS = ("zarr.json", ".zgroup", ".zarray", ledger.CREATING)
 
 
 def dataset_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
@@ -44,11 +44,21 @@ def dataset_recipe(
         attrs = {str(k): v for k, v in node.attrs.items() if k not in _VOLATILE}
         parts[f"{prefix}attrs"] = dask.base.tokenize(sorted(attrs.items(), key=lambda a: a[0]))
         for name, var in node.variables.items():
-            values = var.data if dask.base.is_dask_collection(var.data) else np.asarray(var.values)
-            if isinstance(values, np.ndarray) and values.dtype.kind in "OTU":
-                values = [str(v) for v in values.ravel()]
-            parts[f"{prefix}{name}"] = dask.base.tokenize(var.dims, var.shape, values)
+            parts[f"{prefix}{name}"] = dask.base.tokenize(
+                var.dims, var.shape, str(var.dtype), _content(node, var, str(name))
+            )
     return parts
+
+
+def _content(ds: xr.Dataset, var: xr.Variable, name: str) -> Any:
+    source = ds.encoding.get("source")
+    # Xarray has no public way to ask whether a variable has been read.
+    if source is not None and not var._in_memory and not var.chunks:
+        return source, name
+    values = var.data
+    if isinstance(values, np.ndarray) and values.dtype.kind in "OTU":
+        return [str(v) for v in values.ravel()]
+    return values
 
 
 def prepared_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
@@ -62,7 +72,7 @@ def prepared_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
         date_created=datetime.now(UTC).isoformat(timespec="seconds"), nedx_status="partial"
     )
     root.attrs.setdefault("code_version", f"nedx {__version__}")
-    if len(made) > 1 and not root.data_vars:
+    if any(group.startswith("sub-") for group in made) and not root.data_vars:
         root.attrs.setdefault("nedx_kind", "ragged")
     return made
 
@@ -166,9 +176,10 @@ def mark_complete(location: Location) -> None:
 
 
 def refuse_existing(location: Location, *, overwrite: bool) -> None:
-    """Raise where there is something already, or delete it if asked to."""
-    is_file = location.is_local and Path(location.url).is_file()
-    if not is_file and not location.list():
+    """Raise where there is something already, or delete the store if asked to."""
+    filesystem, path = location.filesystem()
+    filesystem.invalidate_cache()
+    if not filesystem.exists(path) or (filesystem.isdir(path) and not filesystem.ls(path)):
         return
     if not overwrite:
         unfinished = location.exists(ledger.PLAN) or location.exists(ledger.CREATING)
@@ -177,7 +188,23 @@ def refuse_existing(location: Location, *, overwrite: bool) -> None:
             f"{location.url} exists already and was left as it is; give {also}another path, "
             "or overwrite=True to delete it"
         )
+    if not any(location.exists(key) for key in _MARKS):
+        raise StoreExistsError(
+            f"{location.url} exists and is no Zarr store, so it was left as it is; give another "
+            "path, or delete it yourself"
+        )
     location.delete(recursive=True)
+
+
+def refuse_own_source(location: Location, groups: Mapping[str, xr.Dataset]) -> None:
+    """Raise where overwriting would delete what is still to be read."""
+    for node in groups.values():
+        sources = [node.encoding, *(var.encoding for var in node.variables.values())]
+        if any(str(e.get("source", "")).rstrip("/") == location.url for e in sources):
+            raise StoreExistsError(
+                f"{location.url} is where these data are read from; overwriting would delete "
+                "them. Write to another path, then delete the old one"
+            )
 
 
 def remove_leftovers(location: Location, objects: Mapping[str, StoredObject]) -> None:

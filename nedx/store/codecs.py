@@ -52,7 +52,18 @@ def stored_dtype(dtype: np.dtype, name: str) -> np.dtype:
 
 
 def as_stored(values: np.ndarray, dtype: np.dtype, keep_bits: int | None) -> np.ndarray:
-    """Cast and round computed values to what the store holds."""
+    """Cast and round computed values to what the store holds.
+
+    Raises
+    ------
+    StoreError
+        If a cast would lose more than precision.
+    """
+    if values.dtype.kind != dtype.kind:
+        raise StoreError(
+            f"the values computed are {values.dtype}, the store holds {dtype} as the Dataset said; "
+            f"give them their dtype first, as ds.astype({str(values.dtype)!r})"
+        )
     if values.dtype == dtype:
         return round_mantissa(values, keep_bits)
     if dtype == np.float16 and values.size:

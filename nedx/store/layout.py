@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
 import xarray as xr
@@ -26,7 +25,7 @@ _BLOCK_MB = 256.0
 _LARGEST_BLOCK_MB = 384.0
 _LARGEST_SHARD_MB = 320.0
 _FEW_IMAGES, _MANY_IMAGES, _MOST_IMAGES = 16, 64, 1024
-_BLOCK_IMAGES = 512
+_BLOCK_IMAGES = 256
 _SENSORS = 1024
 _WHOLE = ("y", "x", "rgb")
 
@@ -153,10 +152,7 @@ def plan_layout(
     if sample is None:
         sample = next((d for d in ("image", "trial") if d in dims), None)
     itemsize = max(1, np.dtype(dtype).itemsize)
-    chunks = _plan_chunks(tuple(dims), tuple(shape), itemsize, sample, target_chunk_mb * _MB)
-    if sample is not None and sample in dims and block is not None:
-        axis = list(dims).index(sample)
-        chunks = _replaced(chunks, axis, min(chunks[axis], block))
+    chunks = _plan_chunks(tuple(dims), tuple(shape), itemsize, sample, target_chunk_mb * _MB, block)
     layout = ArrayLayout(chunks)
     if layout.objects(shape) <= max_objects:
         return layout
@@ -237,11 +233,6 @@ def plan_dataset(
     return Layout(arrays, dim, extent, ds.sizes[dim], streamed)
 
 
-def object_keys(layout: ArrayLayout, shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """List the grid positions of all objects of an array."""
-    return list(product(*(range(n) for n in _cells(shape, layout.unit))))
-
-
 def _sample_dim(ds: xr.Dataset) -> str | None:
     try:
         return sample_dim(ds)
@@ -253,13 +244,14 @@ def _cells(shape: Sequence[int], unit: Sequence[int]) -> list[int]:
     return [math.ceil(n / u) for n, u in zip(shape, unit, strict=True)]
 
 
-def _replaced(values: tuple[int, ...], axis: int, value: int) -> tuple[int, ...]:
-    return (*values[:axis], value, *values[axis + 1 :])
-
-
 def _floor2(value: float) -> int:
     """Round down to a power of two, at least 1."""
     return 1 << max(0, int(value).bit_length() - 1)
+
+
+def _near2(value: float) -> int:
+    """Round to the nearest power of two, at least 1."""
+    return 1 << max(0, round(math.log2(max(1.0, value))))
 
 
 def _plan_chunks(
@@ -268,18 +260,19 @@ def _plan_chunks(
     itemsize: int,
     sample: str | None,
     target: float,
+    block: int | None,
 ) -> tuple[int, ...]:
     extents = {d: max(1, n) for d, n in zip(dims, shape, strict=True)}
     # Subjects and models are read one at a time.
     extents.update({d: 1 for d in ("subject", "model") if d in extents and len(dims) > 1})
     rest = itemsize * math.prod(n for d, n in extents.items() if d != sample)
     if sample in extents:
-        most = extents[sample]
-        fit = _floor2(target / rest) if rest <= target else 1
+        most = min(extents[sample], block or extents[sample], _MOST_IMAGES)
+        fit = _near2(target / rest)
         sensors = all(n <= _SENSORS for d, n in extents.items() if d != sample)
         pixels = any(d in _WHOLE for d in dims)
-        if pixels or fit >= (_FEW_IMAGES if sensors else _MANY_IMAGES):
-            extents[sample] = min(most, fit, _MOST_IMAGES)
+        if pixels or fit >= min(most, _FEW_IMAGES if sensors else _MANY_IMAGES):
+            extents[sample] = min(most, fit)
             return tuple(extents.values())
         extents[sample] = min(most, _MANY_IMAGES)
     _split(extents, itemsize, target, keep=(sample,) if sample else ())
@@ -294,7 +287,7 @@ def _split(extents: dict[str, int], itemsize: int, target: float, keep: Sequence
             return
         longest = max(free, key=lambda d: extents[d])
         others = size / extents[longest]
-        extents[longest] = max(1, min(_floor2(target / others), extents[longest] - 1))
+        extents[longest] = max(1, min(_near2(target / others), extents[longest]))
         keep = (*keep, longest)
 
 

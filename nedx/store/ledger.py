@@ -278,16 +278,17 @@ def _read_claim(location: Location, key: str) -> dict[str, Any] | None:
 
 
 def _is_alive(location: Location, holder: Mapping[str, Any]) -> bool:
-    if holder.get("host") == socket.gethostname():
-        pid = int(holder["pid"])
-        if pid == os.getpid():
-            return holder["id"] in _active
-        return _exists(pid) and _born(pid) == holder.get("born", "")
     try:
         beat = json.loads(location.read(f"{STATE}/runs/{holder['id']}.json"))["beat"]
     except (FileNotFoundError, ValueError, KeyError):
+        # A run that ended, however, takes its heartbeat with it.
         return False
-    return time.time() - float(beat) < STALE_SECONDS
+    if holder.get("host") != socket.gethostname():
+        return time.time() - float(beat) < STALE_SECONDS
+    pid = int(holder["pid"])
+    if pid == os.getpid():
+        return holder["id"] in _active
+    return _exists(pid) and _born(pid) == holder.get("born", "")
 
 
 def _claimed_message(location: Location, block: Block, holder: Mapping[str, Any]) -> str:

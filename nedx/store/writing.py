@@ -19,6 +19,7 @@ from nedx.store import ledger
 from nedx.store.building import (
     check_recipe,
     chosen_layouts,
+    dataset_groups,
     dataset_recipe,
     is_metadata,
     make_plan,
@@ -26,6 +27,7 @@ from nedx.store.building import (
     prepared_groups,
     recipe_parts,
     refuse_existing,
+    refuse_own_source,
     remove_leftovers,
     write_template,
 )
@@ -152,12 +154,19 @@ class BlockWriter:
             raise StoreError(f"keep_bits is 1 to 23, or None to keep all, not {keep_bits}")
         groups = prepared_groups(ds)
         layouts = chosen_layouts(groups, layout)
+        plan = make_plan(groups, layouts, recipe, location, keep_bits, extra, resume)
+        if overwrite:
+            refuse_own_source(location, dataset_groups(ds))
         refuse_existing(location, overwrite=overwrite)
         run = ledger.Run.here()
-        plan = make_plan(groups, layouts, recipe, location, keep_bits, extra, resume)
         location.create(ledger.CREATING, json.dumps(asdict(run)).encode())
-        write_template(location, groups, layouts, dtype=dtype, keep_bits=keep_bits)
-        location.write(ledger.PLAN, plan.to_bytes())
+        try:
+            write_template(location, groups, layouts, dtype=dtype, keep_bits=keep_bits)
+            location.write(ledger.PLAN, plan.to_bytes())
+        except BaseException:
+            # There was nothing before, and there is nothing to keep.
+            location.delete(recursive=True)
+            raise
         location.delete(ledger.CREATING)
         return cls(location, plan, run)
 
