@@ -69,7 +69,9 @@ def _list(arguments: argparse.Namespace) -> None:
     words = {name: getattr(arguments, name) for name in ("kind", "modality", "source", "dataset")}
     table = nedx.list(**words, subject=arguments.subject, catalog=arguments.catalog)
     if arguments.text:
-        wanted = {entry.reference for entry in nedx.search(arguments.text)}
+        wanted = {
+            entry.reference for entry in nedx.search(arguments.text, catalog=arguments.catalog)
+        }
         table = type(table)([entry for entry in table if entry.reference in wanted])
     if arguments.json:
         _print_json([entry.model_dump(mode="json", exclude_none=True) for entry in table])
@@ -270,10 +272,12 @@ def _window(text: str) -> tuple[float | None, float | None] | float:
 
 
 def _part(text: str) -> str:
-    """Check ``i/n``: part i of n, counted from 1."""
+    """Check ``i/n``: part i of n, counted from 0."""
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part; type i/n, for example 3/20")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no part; type i/n with i from 0, for example 3/20"
+        )
     return text
 
 
@@ -338,7 +342,7 @@ def _add_synth(verbs: Any) -> None:
 
     step = _verb(steps, "run", _synth_run, "write the blocks that are not done yet")
     step.add_argument("place")
-    step.add_argument("--part", type=_part, help="part i of n, for job arrays: 3/20")
+    step.add_argument("--part", type=_part, help="part i of n, i from 0, for job arrays: 3/20")
     step.add_argument("--address", help="the scheduler of a dask cluster")
     step.add_argument("--workers", type=int, help="processes on this machine")
     _quiet(step)
