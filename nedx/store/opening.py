@@ -125,7 +125,7 @@ def open_store(
     node = root if group is None else _descend(root, group, location)
     lazy = _lazy_dataset(node)
     _refuse_empty(node, lazy, location)
-    return _open_datasets([lazy], [subject], request)[0]
+    return _open_datasets([lazy], subject, request, xr.Dataset())[0]
 
 
 def _open_root(location: Location) -> zarr.Group:
@@ -238,21 +238,12 @@ def _open_ragged(
 ) -> xr.Dataset | xr.DataTree:
     wanted = names if subject is None else _wanted(subject, names)
     shared = _lazy_dataset(root)
-    members = []
-    for name in wanted:
-        own = _lazy_dataset(_descend(root, name, request.location))
-        coords = {
-            key: variable
-            for key, variable in shared.variables.items()
-            if key in shared.coords and key not in own and set(variable.dims) <= set(own.dims)
-        }
-        attrs = {**shared.attrs, **own.attrs}
-        attrs.pop("nedx_kind", None)
-        members.append(own.assign_coords(coords).assign_attrs(attrs))
-    opened = _open_datasets(members, [None] * len(members), request)
+    shared.attrs.pop("nedx_kind", None)
+    members = [_lazy_dataset(_descend(root, name, request.location)) for name in wanted]
+    opened = _open_datasets(members, None, request, shared)
     if subject is not None and len(opened) == 1:
         return opened[0].assign_attrs(subject_ids=wanted)
-    top = xr.Dataset(attrs=shared.attrs)
+    top = xr.Dataset(attrs=dict(root.attrs))
     return xr.DataTree.from_dict({"/": top, **dict(zip(wanted, opened, strict=True))})
 
 
@@ -275,23 +266,41 @@ def _lazy_dataset(node: zarr.Group) -> xr.Dataset:
 
 
 def _open_datasets(
-    lazy: list[xr.Dataset], subjects: list[Subjects | None], request: _Request
+    members: list[xr.Dataset], subject: Subjects | None, request: _Request, shared: xr.Dataset
 ) -> list[xr.Dataset]:
     """Read the labels of all Datasets at once, plan their variables, and select."""
-    labels = [(i, name) for i, ds in enumerate(lazy) for name in _labels(ds, request.selection)]
+    whole = [_inherit(ds, shared) for ds in members]
+    sources: list[dict[str, xr.Variable]] = [
+        {
+            name: (own if name in own.variables else shared).variables[name]
+            for name in _labels(ds, request.selection)
+        }
+        for ds, own in zip(whole, members, strict=True)
+    ]
+    # What subjects share is one object, and read once.
+    unique = {id(v): (name, v) for labels in sources for name, v in labels.items()}
 
-    def load(label: tuple[int, str]) -> xr.Variable:
-        ds = lazy[label[0]]
-        with reading(label[1], request.location.url):
-            return _as_object(ds.variables[label[1]].load())
+    def load(label: tuple[str, xr.Variable]) -> xr.Variable:
+        name, variable = label
+        with reading(name, request.location.url):
+            return _as_object(variable.load())
 
     with ThreadPoolExecutor(_CONCURRENT) as pool:
-        loaded = dict(zip(labels, pool.map(load, labels), strict=True))
-    opened = []
-    for i, (ds, subject) in enumerate(zip(lazy, subjects, strict=True)):
-        mine = {name: variable for (j, name), variable in loaded.items() if i == j}
-        opened.append(_finish(ds, mine, subject, request))
-    return opened
+        loaded = dict(zip(unique, pool.map(load, unique.values()), strict=True))
+    return [
+        _finish(ds, {name: loaded[id(v)] for name, v in labels.items()}, subject, request)
+        for ds, labels in zip(whole, sources, strict=True)
+    ]
+
+
+def _inherit(ds: xr.Dataset, shared: xr.Dataset) -> xr.Dataset:
+    """Give a subject what the root holds for all of them."""
+    coords = {
+        name: variable
+        for name, variable in shared.coords.variables.items()
+        if name not in ds.variables and set(variable.dims) <= set(ds.dims)
+    }
+    return ds.assign_coords(coords).assign_attrs({**shared.attrs, **ds.attrs})
 
 
 def _labels(ds: xr.Dataset, selection: Mapping[str, Any]) -> list[str]:
