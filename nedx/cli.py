@@ -82,6 +82,7 @@ def _list(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     from nedx.catalog.resolving import resolve
     from nedx.errors import UnknownIdError
+    from nedx.repr import as_rich, describe
 
     try:
         entry = None if _is_path(arguments.place) else resolve(arguments.place)
@@ -95,16 +96,18 @@ def _info(arguments: argparse.Namespace) -> None:
         else:
             out.print(repr(nedx.describe(arguments.place)))
         return
-    opened = nedx.open(_as_path(arguments.place), **_reach(arguments))
+    card = describe(_opened(arguments))
     if arguments.json:
-        from nedx.repr import describe
-
-        card = describe(opened) if isinstance(opened, xr.Dataset | xr.DataTree) else None
-        _print_json(dict(card.rows) if card else {"model": repr(opened)})
-    elif isinstance(opened, xr.Dataset | xr.DataTree):
-        out.print(opened.ned)
+        _print_json(dict(card.rows))
     else:
-        out.print(repr(opened))
+        out.print(as_rich(card))
+
+
+def _opened(arguments: argparse.Namespace) -> xr.Dataset | xr.DataTree:
+    """Open what an id, a path or a URL names as data, also where it is a model."""
+    from nedx.catalog.resolving import locate
+
+    return nedx.open_store(locate(arguments.place, **_reach(arguments)))
 
 
 def _encode(arguments: argparse.Namespace) -> None:
@@ -143,16 +146,13 @@ def _report(report: Any, *, as_json: bool) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> None:
-    opened = nedx.open(_as_path(arguments.place), **_reach(arguments))
-    if not isinstance(opened, xr.Dataset | xr.DataTree):
-        raise NedxError(f"{arguments.place} is a model; `nedx validate` checks data")
-    nedx.validate(opened)
+    nedx.validate(_opened(arguments))
     err.print(f"{arguments.place} obeys the schema")
 
 
 def _cite(arguments: argparse.Namespace) -> None:
     place = arguments.place
-    citation = nedx.cite(nedx.open(place) if _is_path(place) else place)
+    citation = nedx.cite(nedx.open_store(place) if _is_path(place) else place)
     out.print(citation.bibtex if arguments.bibtex else str(citation))
 
 
@@ -235,11 +235,6 @@ def _print_json(value: Any) -> None:
 
 def _is_path(place: str) -> bool:
     return "/" in place or place.endswith(".zarr")
-
-
-def _as_path(place: str) -> str:
-    """Spell an existing path so that it is never taken for an id."""
-    return f"./{place}" if "/" not in place and Path(place).exists() else place
 
 
 def _reach(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -130,7 +130,8 @@ def _axes(ds: xr.Dataset) -> list[tuple[str, str]]:
     for role, label in (("stimulus", "images"), ("trial", "trials"), ("repetition", "repetitions")):
         dim = role_dim(ds, role)
         if dim is not None:
-            rows.append((label, f"{ds.sizes[dim]:,}"))
+            size = f" of {ds.sizes['y']} x {ds.sizes['x']} pixels" if "rgb" in ds.dims else ""
+            rows.append((label, f"{ds.sizes[dim]:,}{size}"))
     neuroid = neuroid_dim(ds)
     if neuroid is not None:
         space = [
