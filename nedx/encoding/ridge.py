@@ -156,7 +156,7 @@ class RidgeEncoder:
             from nedx.encoding.encode import encode
 
             return encode(stimuli, model)
-        weights = model.weights
+        weights = next(iter(model.members.values()))
         projected = np.asarray(stimuli) @ weights["projection"].values
         projected -= weights["projection_offset"].values
         product = np.tensordot(projected, weights["readout"].values, axes=([1], [-1]))
@@ -208,7 +208,8 @@ class RidgeEncoder:
             from nedx.encoding.features import encode_features
 
             stimuli = encode_features(stimuli, self.recipe)
-        return np.asarray(stimuli["features"].transpose("image", "feature").values)
+        features: xr.DataArray = stimuli["features"]
+        return np.asarray(features.transpose("image", "feature").values)
 
     def _encoder_recipe(self, target: xr.DataArray, labels: xr.Dataset) -> EncoderRecipe:
         found = {key: target.attrs[key] for key in _FROM_RESPONSE if key in target.attrs}

@@ -1,0 +1,71 @@
+"""Which device computes, and one forward pass at a time on each."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+from nedx.errors import ModelError
+
+_KNOWN = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_slots: dict[str, threading.Semaphore] = {}
+_guard = threading.Lock()
+
+
+def check_device(device: str) -> str:
+    """Return the device as it was given, if it is spelt as one.
+
+    Whether it exists is for the process that computes to find out: on a cluster that is
+    another machine.
+
+    Raises
+    ------
+    ModelError
+        If it is no device.
+    """
+    if not isinstance(device, str) or not _KNOWN.fullmatch(device):
+        raise ModelError(
+            f"unknown device {device!r}; type device='auto', 'cpu', 'cuda' or 'cuda:1'"
+        )
+    return device
+
+
+def resolve_device(device: str = "auto") -> str:
+    """Return the device of this process that a name means.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"`` is the first GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    ModelError
+        If there is no such device here.
+    """
+    if check_device(device) == "cpu":
+        return device
+    import torch
+
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device == "mps":
+        if not torch.backends.mps.is_available():
+            raise ModelError("this machine has no 'mps' device; type device='auto'")
+        return device
+    index = int(device.partition(":")[2] or 0)
+    count = torch.cuda.device_count()
+    if index >= count:
+        there = f"{count} GPU(s) are visible" if count else "no GPU is visible to torch"
+        raise ModelError(f"{device!r} is not here: {there}; type device='auto'")
+    return f"cuda:{index}"
+
+
+def forward_slot(device: str) -> threading.Semaphore:
+    """Return what a thread holds while it computes on a device.
+
+    One forward pass uses all of a device; several at once only multiply the activations that
+    lie in its memory.
+    """
+    with _guard:
+        return _slots.setdefault(device, threading.Semaphore(1))

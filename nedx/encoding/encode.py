@@ -1,0 +1,436 @@
+"""encode: responses to images, lazily and with labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from nedx.compute.devices import check_device, resolve_device
+from nedx.compute.planned import PlannedArray
+from nedx.encoding.loading import Head
+from nedx.encoding.model import LinearEncoder, load_model, result_labels, targets_of
+from nedx.encoding.plans import ComponentsPlan, ComponentsTask, ResponsePlan, ResponseTask
+from nedx.encoding.recipe import EncoderRecipe
+from nedx.encoding.storing import HEAVY, target_dims
+from nedx.errors import ModelError, NedxWarning, SelectionError, StimulusError
+from nedx.schema import neuroid_dim, subject_label
+from nedx.selection import Names, Subjects, Times
+from nedx.store.location import Location
+
+Precision = Literal["float32", "bf16", "fp16"]
+
+# Names of one time axis may differ by what float arithmetic leaves.
+_SECONDS = 1e-9
+
+
+def encode(
+    ds: xr.Dataset | xr.DataTree,
+    model: LinearEncoder | str | Path | Location,
+    *,
+    subject: Subjects | None = None,
+    roi: Names | None = None,
+    channel: Names | None = None,
+    time: Times | None = None,
+    device: str = "auto",
+    keep_components: bool = False,
+    precision: Precision | None = None,
+    batch_size: int | None = None,
+) -> xr.Dataset | xr.DataTree:
+    """Predict responses to images.
+
+    Nothing is computed and no weights are read before values are asked for. What is selected
+    here, or later from the result, is all that is read and multiplied; the backbone runs once
+    for all subjects.
+
+    Parameters
+    ----------
+    ds : Dataset or DataTree
+        ``pixels (image, y, x, rgb)`` uint8; or ``features (image, feature)`` of the model's
+        layers; or ``components`` that an earlier call kept, which save the backbone. Of a
+        DataTree each child is encoded for its own subject.
+    model : LinearEncoder, str, Path or Location
+        A model, or the id, path or URL of one.
+    subject, roi, channel, time
+        What to predict, as in `nedx.open`; everything by default.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    keep_components : bool
+        Whether to add ``components (image[, subject], component)``.
+    precision : {"float32", "bf16", "fp16"}, optional
+        Instead of the recipe's.
+    batch_size : int, optional
+        Images in one forward pass, instead of the recipe's; independent of chunks.
+
+    Returns
+    -------
+    Dataset or DataTree
+        What was given, with ``response ([subject,] image, <neuroid>[, time])`` float32, or
+        ``response_predicted`` where a response is there already, for the neuroids of that
+        response. A DataTree where several subjects have neuroids of their own.
+
+    Raises
+    ------
+    UnknownIdError, StoreError
+        If there is no such model.
+    SelectionError
+        If a subject, ROI, channel or time is not there.
+    StimulusError, ModelError
+        If the images do not fit the model.
+    """
+    check_device(device)
+    if not isinstance(model, LinearEncoder):
+        model = load_model(model)
+    selection: dict[str, Any] = {"subject": subject, "roi": roi, "channel": channel, "time": time}
+    given = {name: value for name, value in selection.items() if value is not None}
+    options: dict[str, Any] = {
+        "device": device,
+        "keep_components": keep_components,
+        "recipe": _overridden(model.recipe, precision, batch_size),
+    }
+    if isinstance(ds, xr.DataTree):
+        return _encode_tree(ds, model, given, options)
+    ds, chosen = _aligned(ds, model, given)
+    return _encode(ds, chosen, **options)
+
+
+def _encode(
+    ds: xr.Dataset,
+    model: LinearEncoder,
+    *,
+    recipe: EncoderRecipe,
+    device: str,
+    keep_components: bool,
+) -> xr.Dataset | xr.DataTree:
+    members = model.members
+    targets = {name: targets_of(name, member) for name, member in members.items()}
+    heads = tuple(head for target in targets.values() for head in target.heads)
+    own = _own_projections(model)
+    components = _components(ds, model, recipe, heads if own else (Head(),), device)
+    attrs = _provenance(model, recipe, device)
+    task = ResponseTask(model.ref, recipe.backbone.precision, device, subject_axis=False)
+    results = {}
+    position = 0
+    for name, member in members.items():
+        target = targets[name]
+        used = tuple(range(position, position + len(target.heads)))
+        position += len(target.heads)
+        plan = ResponsePlan(
+            components, used if own else (0,) * len(used), target, _axis(task, target.subject_axis)
+        )
+        lead = ("subject", "image") if target.subject_axis else ("image",)
+        dims = (*lead, *target_dims(member))
+        results[name] = xr.Variable(dims, PlannedArray(plan), attrs)
+    if keep_components and "components" not in ds:
+        ds = ds.assign(components=_kept(components, model, recipe, own=own))
+    ds = _with_partition(ds, model)
+    labels = {name: _result_coords(member) for name, member in members.items()}
+    if len(members) == 1:
+        ((name, response),) = results.items()
+        added = "response_predicted" if "response" in ds else "response"
+        out = ds.assign_coords(labels[name].coords).assign({added: response})
+        out = out.assign_coords(subject=name) if name else out
+        return _recorded(out, recipe)
+    children = {
+        f"/{name}": xr.Dataset({"response": response}).assign_coords(
+            {**labels[name].coords, "subject": name}
+        )
+        for name, response in results.items()
+    }
+    return xr.DataTree.from_dict({"/": _recorded(ds, recipe), **children})
+
+
+def _encode_tree(
+    tree: xr.DataTree, model: LinearEncoder, given: dict[str, Any], options: dict[str, Any]
+) -> xr.DataTree:
+    """Encode each child for its own subject; children share images, so the backbone runs once."""
+    done: dict[str, xr.Dataset] = {}
+    for name, child in tree.children.items():
+        ds = child.to_dataset(inherit=True)
+        for key in ("pixels", "features", "components"):
+            if key in tree.to_dataset() and key not in ds:
+                ds = ds.assign({key: tree[key]})
+        own, chosen = _aligned(ds, model, {**given, "subject": name})
+        out = _encode(own, chosen, **options)
+        if isinstance(out, xr.DataTree):
+            raise ModelError(f"the child {name!r} is not one subject")
+        done[f"/{name}"] = out
+    if not done:
+        raise StimulusError("this DataTree has no children to encode; give a Dataset of images")
+    return xr.DataTree.from_dict(
+        {"/": tree.to_dataset().drop_vars("pixels", errors="ignore"), **done}
+    )
+
+
+def _axis(task: ResponseTask, subject_axis: bool) -> ResponseTask:  # noqa: FBT001
+    return ResponseTask(task.model, task.precision, task.device, subject_axis)
+
+
+def _overridden(
+    recipe: EncoderRecipe, precision: Precision | None, batch_size: int | None
+) -> EncoderRecipe:
+    if batch_size is not None and batch_size < 1:
+        raise ModelError(f"batch_size must be at least 1, not {batch_size}")
+    if precision not in (None, "float32", "bf16", "fp16"):
+        raise ModelError(f"unknown precision {precision!r}; type 'float32', 'bf16' or 'fp16'")
+    changes = {"precision": precision, "batch_size": batch_size}
+    given = {name: value for name, value in changes.items() if value is not None}
+    return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=given)})
+
+
+def _own_projections(model: LinearEncoder) -> bool:
+    """Whether each subject has a projection of its own."""
+    first = next(iter(model.members.values()))
+    return "projection" in first and (model.is_ragged or "subject" in first["projection"].dims)
+
+
+def _aligned(
+    ds: xr.Dataset, model: LinearEncoder, given: dict[str, Any]
+) -> tuple[xr.Dataset, LinearEncoder]:
+    """Select the model, and where a measured response is there, match neuroids by label."""
+    if "response" not in ds:
+        selected = model.sel(**given)
+        if "components" in ds and "subject" in ds["components"].dims:
+            kept = _matches(
+                np.array(selected.subjects), ds["subject"].values, "subject", "'components'"
+            )
+            ds = ds.isel(subject=kept)
+        return ds, selected
+    if model.is_ragged and "subject" not in given:
+        given = {**given, "subject": _subject_of(ds)}
+    selected = model.sel(**given)
+    (member,) = selected.members.values()
+    dims = [dim for dim in ("subject", *target_dims(member)) if dim in ds["response"].dims]
+    if neuroid_dim(ds) not in dims:
+        raise ModelError(
+            f"the response is by {neuroid_dim(ds)!r}, the model predicts "
+            f"{target_dims(member)[0]!r}: drop the response, or take another model"
+        )
+    of_model, of_ds = {}, {}
+    for dim in dims:
+        if dim not in ds.coords or dim not in member.coords:
+            if ds.sizes[dim] != member.sizes[dim]:
+                raise SelectionError(
+                    f"the response has {ds.sizes[dim]} along {dim!r}, the model "
+                    f"{member.sizes[dim]}, and there are no labels to match them by"
+                )
+            continue
+        # Without a selection the response says what is wanted, with one the selection does.
+        wanted, there = member[dim].values, ds[dim].values
+        if given:
+            of_ds[dim] = _matches(wanted, there, dim, "the response")
+        else:
+            of_model[dim] = _matches(there, wanted, dim, "the model")
+    return ds.isel(of_ds), selected.isel(of_model) if of_model else selected
+
+
+def _matches(wanted: np.ndarray, there: np.ndarray, dim: str, where: str) -> np.ndarray:
+    """Return the position of each label wanted among those that are there."""
+    if wanted.dtype.kind == "f":
+        order = np.argsort(there)
+        near = np.clip(np.searchsorted(there[order], wanted - _SECONDS), 0, len(there) - 1)
+        positions = order[near]
+        missing = wanted[np.abs(there[positions] - wanted) > _SECONDS]
+    else:
+        known = {str(label): i for i, label in enumerate(there)}
+        missing = np.array([label for label in wanted if str(label) not in known])
+        positions = np.array([known.get(str(label), 0) for label in wanted], dtype=np.int64)
+    if len(missing):
+        shown = ", ".join(str(label) for label in missing[:5])
+        raise SelectionError(
+            f"{where} lacks {len(missing)} of {len(wanted)} labels along {dim!r}: {shown}. "
+            "Select the same neuroids of both"
+        )
+    return positions
+
+
+def _subject_of(ds: xr.Dataset) -> str:
+    """Return the one subject of a Dataset whose neuroids are its own."""
+    if "subject" in ds.coords and ds["subject"].size == 1:
+        return subject_label(str(ds["subject"].values.reshape(-1)[0]))
+    ids = np.atleast_1d(ds.attrs.get("subject_ids", []))
+    if len(ids) == 1:
+        return subject_label(str(ids[0]))
+    raise SelectionError("the response does not say whose it is; type subject=1")
+
+
+def _components(
+    ds: xr.Dataset,
+    model: LinearEncoder,
+    recipe: EncoderRecipe,
+    heads: tuple[Head, ...],
+    device: str,
+) -> da.Array:
+    """Return lazy components (image, projection, component)."""
+    if "components" in ds:
+        return _reused(ds, model, recipe, shared=heads == (Head(),))
+    images = _images(ds, recipe, model)
+    names = ds["image_id"].values if "image_id" in ds.coords else np.arange(images.shape[0])
+    count = max(member.sizes["component"] for member in model.members.values())
+    task = ComponentsTask(model.ref, recipe, heads, device)
+    return PlannedArray(ComponentsPlan(images, np.asarray(names, dtype=object), task, count))
+
+
+def _images(ds: xr.Dataset, recipe: EncoderRecipe, model: LinearEncoder) -> da.Array:
+    """Return pixels or features as a dask array with whole images, checked without computing."""
+    from nedx.stimuli.preprocessing import check_pixels, policy
+
+    if "pixels" in ds:
+        pixels = ds["pixels"]
+        check_pixels(pixels.dtype, pixels.shape, recipe.backbone.policy)
+        size = recipe.backbone.image_size
+        seen = policy(recipe.backbone.policy).output_shape(*pixels.shape[1:3])
+        if size is not None and seen != (size, size):
+            raise StimulusError(
+                f"the model takes images of {size} x {size} pixels, these are {seen[0]} x "
+                f"{seen[1]}. Type: nedx.open_images(source, fit='resize', size={size})"
+            )
+        return dask_blocks(pixels)
+    if "features" not in ds:
+        raise StimulusError(
+            "there is nothing to encode: expected 'pixels', 'features' or 'components', found "
+            f"{', '.join(map(str, ds.data_vars)) or 'nothing'}. "
+            "Type: nedx.open_images('folder').ned.encode(model)"
+        )
+    features = ds["features"]
+    width = sum(model.layer_widths.values())
+    if features.dims != ("image", "feature") or features.sizes["feature"] != width:
+        raise ModelError(
+            f"features are {dict(features.sizes)}, the model takes (image, feature) with "
+            f"{width} features of the layers {list(model.layer_widths)}"
+        )
+    made_by = features.attrs.get("backbone")
+    if made_by is not None and made_by != backbone_json(recipe):
+        raise ModelError(
+            "these features come from another backbone, or the same with other settings: they "
+            f"were made by {made_by}, the model takes {backbone_json(recipe)}"
+        )
+    return dask_blocks(features)
+
+
+def dask_blocks(array: xr.DataArray) -> da.Array:
+    """Return a dask array whose blocks hold whole images; lazy arrays stay so."""
+    data = array.variable._data
+    if isinstance(data, PlannedArray):
+        return data
+    if not isinstance(data, da.Array):
+        per_image = max(1, array.nbytes // max(1, array.sizes["image"]))
+        array = array.chunk({"image": int(np.clip(2**25 // per_image, 1, 4096))})
+    whole: da.Array = array.data
+    return whole.rechunk(dict.fromkeys(range(1, whole.ndim), -1))
+
+
+def backbone_json(recipe: EncoderRecipe) -> str:
+    """Return what decides the features: the backbone's recipe without its batch size."""
+    return recipe.backbone.model_dump_json(exclude={"batch_size"})
+
+
+def _fingerprint(model: LinearEncoder, recipe: EncoderRecipe) -> str:
+    """Return what decides the components: backbone and projection."""
+    projection = model._root.hashes()["projection_sha256"]
+    return hashlib.sha256(f"{backbone_json(recipe)}{projection}".encode()).hexdigest()
+
+
+def _kept(
+    components: da.Array, model: LinearEncoder, recipe: EncoderRecipe, *, own: bool
+) -> xr.DataArray:
+    attrs = {
+        "long_name": "projected features",
+        "units": "1",
+        "fingerprint": _fingerprint(model, recipe),
+        "compute_dtype": recipe.backbone.precision,
+    }
+    if not own:
+        return xr.DataArray(components[:, 0], dims=("image", "component"), attrs=attrs)
+    dims = ("image", "subject", "component")
+    labels = np.array(model.subjects, dtype=object)
+    return xr.DataArray(components, dims=dims, coords={"subject": labels}, attrs=attrs)
+
+
+def _reused(
+    ds: xr.Dataset, model: LinearEncoder, recipe: EncoderRecipe, *, shared: bool
+) -> da.Array:
+    """Return the components of an earlier call, if they are this model's."""
+    kept = ds["components"]
+    expected = _fingerprint(model, recipe)
+    if kept.attrs.get("fingerprint") != expected:
+        raise ModelError(
+            "the 'components' in this Dataset were made by another model, backbone or precision "
+            f"(fingerprint {str(kept.attrs.get('fingerprint'))[:12]}, expected {expected[:12]}). "
+            "Type: ds.drop_vars('components'), and encode the pixels"
+        )
+    values = dask_blocks(kept)
+    return values[:, None, :] if shared else values
+
+
+def _provenance(model: LinearEncoder, recipe: EncoderRecipe, device: str) -> dict[str, Any]:
+    """Return what made a response, as attributes."""
+    from nedx.stimuli.preprocessing import policy
+
+    backbone = recipe.backbone
+    attrs = {
+        "long_name": "predicted response",
+        "units": recipe.units,
+        "source": "synthetic",
+        "normalization": recipe.normalization,
+        "normalization_scope": recipe.normalization_scope,
+        "transform": recipe.transform,
+        "model_id": recipe.model_id,
+        "model_version": recipe.version,
+        "model_training_source": recipe.training_source,
+        "weights_sha256": model._root.hashes()["weights_sha256"],
+        "backbone": backbone.model_dump_json(),
+        "image_preprocessing": json.dumps(policy(backbone.policy).describe()),
+        "batch_size": backbone.batch_size,
+        "compute_dtype": backbone.precision,
+        "device_kind": resolve_device(device).partition(":")[0],
+        "torch_version": version("torch"),
+        "code_version": version("nedx"),
+    }
+    return {name: value for name, value in attrs.items() if value is not None}
+
+
+def _recorded(ds: xr.Dataset, recipe: EncoderRecipe) -> xr.Dataset:
+    """Say of a Dataset what it holds, where it does not say so itself."""
+    described = {
+        "modality": recipe.modality,
+        "species": recipe.species,
+        "dataset": recipe.dataset,
+        "license": recipe.license,
+    }
+    known = {name: value for name, value in described.items() if value is not None}
+    return ds.assign_attrs({**known, **ds.attrs})
+
+
+def _result_coords(member: xr.Dataset) -> xr.Dataset:
+    """Return the labels that travel to results."""
+    labels = result_labels(member)
+    foreign = {"feature", "component", "training_image"}
+    dropped = [n for n in labels.variables if n in HEAVY or foreign & set(labels[n].dims)]
+    return labels.drop_vars(dropped)
+
+
+def _with_partition(ds: xr.Dataset, model: LinearEncoder) -> xr.Dataset:
+    """Say which images the model was trained on, where it knows and nobody has said yet."""
+    homes = [group for _, group in model.groups() if "training_image_id" in group]
+    if not homes or "image_id" not in ds.coords or "partition" in ds:
+        return ds
+    trained = np.isin(
+        ds["image_id"].values.astype(str), homes[0]["training_image_id"].values.astype(str)
+    )
+    if trained.all() and trained.size:
+        warnings.warn(
+            "all of these images are among those that the model was trained on; a score on them "
+            "says nothing about new images",
+            NedxWarning,
+            stacklevel=4,
+        )
+    labels = np.where(trained, "train", "unseen").astype(object)
+    return ds.assign_coords(partition=("image", labels))

@@ -1,0 +1,53 @@
+"""What makes an encoding model, beside its weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from nedx.backbones.recipe import BackboneRecipe
+
+
+class EncoderRecipe(BaseModel):
+    """Where an encoding model comes from, what it takes and what it predicts.
+
+    Parameters
+    ----------
+    backbone : BackboneRecipe
+        Network, layers, image preprocessing, batch size and precision.
+    model_id : str
+        For example ``"fmri-nsd_fsaverage-vit_b_32"``.
+    version : str
+        Version of the model.
+    units : str
+        Units of the predicted responses; ``"1"`` for z-scored ones.
+    normalization, normalization_scope, transform : str, optional
+        What was done to the responses it was fitted to, as in the attributes of ``response``.
+    modality : {"fmri", "eeg", "meg", "ieeg", "ephys"}, optional
+        Of the responses.
+    dataset, training_data, split : str, optional
+        What it was fitted to, and how images were held out.
+    training_source : {"measured", "synthetic"}, optional
+        Whether it was fitted to recordings or to a simulation.
+    license, citation : str, optional
+        Terms, and what to cite.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    backbone: BackboneRecipe
+    model_id: str = "unnamed"
+    version: str = "0"
+    units: str = "1"
+    normalization: str | None = None
+    normalization_scope: str | None = None
+    transform: str | None = None
+    modality: Literal["fmri", "eeg", "meg", "ieeg", "ephys"] | None = None
+    species: str | None = None
+    dataset: str | None = None
+    training_data: str | None = None
+    training_source: Literal["measured", "synthetic"] | None = None
+    split: str | None = None
+    license: str | None = None
+    citation: str | None = None
