@@ -1,0 +1,386 @@
+"""The verbs of a batch job: init, run, status, finalize, verify; and all of them at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nedx.errors import ModelError, StoreError
+from nedx.store.building import chosen_layouts, dataset_groups, make_plan, prepared_groups
+from nedx.store.codecs import as_stored
+from nedx.store.layout import Block
+from nedx.store.location import Location
+from nedx.store.manifest import MANIFEST, Manifest
+from nedx.store.opening import open_store
+from nedx.store.running import Progress, run_blocks
+from nedx.store.verifying import VerifyReport
+from nedx.store.verifying import verify as verify_store
+from nedx.store.writing import BlockWriter, WriteStatus, to_zarr
+from nedx.synthesis.clusters import connected, local_cluster, worker_resources
+from nedx.synthesis.recipe import SynthesisRecipe, provenance, without_pixels
+
+_log = logging.getLogger(__name__)
+
+
+def init(
+    images: str | Path,
+    model: str,
+    place: str | Path | Location,
+    *,
+    overwrite: bool = False,
+    anonymous: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> WriteStatus:
+    """Plan a synthesis: write the labels and the recipe, compute nothing.
+
+    Parameters
+    ----------
+    images : str or Path
+        A folder, an HDF5 brick, a Zarr store or a catalog id of stimuli. Every machine that runs
+        the job must reach it under this name.
+    model : str
+        Catalog id, path or URL of the model.
+    place : str, Path or Location
+        Where the store shall be.
+    overwrite : bool
+        Delete what is at ``place``.
+    anonymous, storage_options
+        How to reach ``place``.
+    **options
+        Further fields of `SynthesisRecipe`: ``subject``, ``roi``, ``precision``, ...
+
+    Returns
+    -------
+    WriteStatus
+
+    Raises
+    ------
+    StoreExistsError
+        If there is something at ``place``.
+    NedxError
+        If images, model or selection are not right: nothing is written then.
+    """
+    location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
+    given = {name: _plain(value) for name, value in options.items() if value is not None}
+    recipe = SynthesisRecipe(images=_everywhere(images), model=str(model), **given)
+    built = recipe.build()
+    writer = BlockWriter.create(
+        built,
+        location,
+        recipe.parts(built),
+        overwrite=overwrite,
+        dtype=recipe.dtype,
+        keep_bits=recipe.keep_bits,
+        extra={"synthesis": recipe.model_dump(mode="json")},
+        resume=f"nedx synth run {location.url}",
+    )
+    return writer.status()
+
+
+def run(
+    place: str | Path | Location,
+    *,
+    part: str | tuple[int, int] | None = None,
+    client: Any = None,
+    workers: int | None = None,
+    progress: bool | Progress = True,
+    anonymous: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> WriteStatus:
+    """Write the blocks that are not done; seal the store when none is left.
+
+    Parameters
+    ----------
+    place : str, Path or Location
+        Where `init` planned the store.
+    part : "i/n" or (i, n), optional
+        Only part i of n, from 1; every part can run on a machine of its own. Parts do not seal the
+        store: type ``nedx synth finalize`` when all are done.
+    client : distributed.Client or str, optional
+        A cluster, or the address of its scheduler.
+    workers : int, optional
+        Processes on this machine, without ``client``; one, in this process, by default.
+    progress : bool or callable
+        Show a bar, or call with (done, total).
+    anonymous, storage_options
+        How to reach ``place``.
+
+    Returns
+    -------
+    WriteStatus
+
+    Raises
+    ------
+    StoreError
+        If images, model or settings are not those that the store was begun with.
+    BlockClaimedError
+        If another living run is at the same blocks.
+    """
+    location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
+    if _is_complete(location):
+        return status(location)
+    writer, recipe = _planned(location)
+    built = recipe.build()
+    # Compares images, model and settings with those of the plan.
+    writer = BlockWriter.resume(location, recipe.parts(built))
+    with ExitStack() as stack:
+        if client is not None:
+            client = stack.enter_context(connected(client))
+        elif workers is not None and workers > 1:
+            client = stack.enter_context(local_cluster(workers))
+        resources = worker_resources(client) if client is not None else None
+        run_blocks(writer, built, client=client, part=part, progress=progress, resources=resources)
+    if part is None:
+        writer.finalize()
+    return status(location)
+
+
+def status(
+    place: str | Path | Location,
+    *,
+    anonymous: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> WriteStatus:
+    """Say how far a store is."""
+    location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
+    if _is_complete(location):
+        total = int(open_store(location).attrs["nedx_blocks"])
+        return WriteStatus(location.url, total, total, complete=True)
+    return BlockWriter.resume(location).status()
+
+
+def finalize(
+    place: str | Path | Location,
+    *,
+    anonymous: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Check that all blocks are done, and seal the store with its manifest.
+
+    Raises
+    ------
+    IncompleteStoreError
+        If blocks are missing.
+    """
+    location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
+    return BlockWriter.resume(location).finalize()
+
+
+def synthesize(
+    ds: xr.Dataset,
+    model: Any,
+    place: str | Path | Location,
+    *,
+    client: Any = None,
+    workers: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dtype: str = "float32",
+    keep_bits: int | None = 10,
+    progress: bool = False,
+    anonymous: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Location:
+    """Encode images and write the responses, block by block, in one call.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Stimuli: ``pixels (image, y, x, rgb)`` or ``features (image, feature)``.
+    model : str or LinearEncoder
+        As in `nedx.encode`.
+    place : str, Path or Location
+        Where the store shall be.
+    client : distributed.Client or str, optional
+        A cluster, or the address of its scheduler.
+    workers : int, optional
+        Processes on this machine, without ``client``.
+    resume : bool
+        Go on with an unfinished store of the same images and model.
+    overwrite : bool
+        Delete what is at ``place``.
+    dtype, keep_bits
+        As in `nedx.to_zarr`.
+    progress : bool
+        Show a bar.
+    anonymous, storage_options
+        How to reach ``place``.
+    **options
+        Further arguments of `nedx.encode`: ``subject``, ``roi``, ``device``, ...
+
+    Returns
+    -------
+    Location
+
+    Raises
+    ------
+    StoreExistsError
+        If there is something at ``place``.
+    StoreError
+        If an unfinished store was begun with other images or another model.
+    """
+    from nedx.encoding import encode
+
+    location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
+    built = without_pixels(encode(ds, model, **options))
+    settings = {name: value for name, value in options.items() if name != "device"}
+    parts = {**provenance(built), "settings": repr(sorted(settings.items()))}
+    with ExitStack() as stack:
+        if client is not None:
+            client = stack.enter_context(connected(client))
+        elif workers is not None and workers > 1:
+            client = stack.enter_context(local_cluster(workers))
+        return to_zarr(
+            built,
+            location,
+            overwrite=overwrite,
+            resume=resume,
+            dtype=dtype,  # type: ignore[arg-type]
+            keep_bits=keep_bits,
+            recipe=parts,
+            client=client,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class RecomputeReport:
+    """What `verify` found when it checked bytes and computed blocks again.
+
+    Parameters
+    ----------
+    store : VerifyReport
+        Of the bytes.
+    blocks : tuple of int
+        Blocks that were computed again.
+    largest_deviation : float
+        Between stored and computed responses, relative to the largest response.
+    """
+
+    store: VerifyReport
+    blocks: tuple[int, ...] = ()
+    largest_deviation: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether bytes are as written, and responses the same within what was rounded off."""
+        # Rounding happens on either side of a boundary when values differ in their last bits.
+        return self.store.ok and self.largest_deviation <= 2e-3
+
+    def __str__(self) -> str:
+        if not self.blocks:
+            return str(self.store)
+        numbers = ", ".join(str(block) for block in self.blocks)
+        return (
+            f"{self.store}\ncomputed again: block {numbers}; largest deviation "
+            f"{self.largest_deviation:.2e} of the largest response"
+        )
+
+
+def verify(
+    place: str | Path | Location,
+    *,
+    sample: float = 1.0,
+    recompute: float = 0.0,
+    seed: int = 0,
+    anonymous: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> RecomputeReport:
+    """Check the hashes of a store, and compute some of its blocks again.
+
+    Parameters
+    ----------
+    place : str, Path or Location
+        A finished store.
+    sample : float
+        Part of the objects whose hash is checked, 0 to 1.
+    recompute : float
+        Part of the blocks that are computed again, 0 to 1; at least one block if above 0.
+    seed : int
+        Which blocks.
+    anonymous, storage_options
+        How to reach ``place``.
+
+    Returns
+    -------
+    RecomputeReport
+
+    Raises
+    ------
+    ModelError
+        If the store does not say how it was made.
+    """
+    location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
+    report = verify_store(location, sample=sample, seed=seed)
+    if recompute <= 0 or not report.complete:
+        return RecomputeReport(report)
+    stored = open_store(location)
+    made_by = stored.attrs.get("nedx_synthesis")
+    if made_by is None:
+        raise ModelError(
+            f"{location.url} does not say how it was synthesised, so it cannot be computed again; "
+            "stores of 'nedx synth init' do"
+        )
+    recipe = SynthesisRecipe(**made_by)
+    expected = recipe.build()
+    built = dataset_groups(expected)
+    groups = prepared_groups(expected)
+    layouts = chosen_layouts(groups, None)
+    blocks = make_plan(groups, layouts, "", location, recipe.keep_bits, None, None).blocks
+    count = min(len(blocks), max(1, round(recompute * len(blocks))))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(blocks), count, replace=False))
+    deviations = [
+        _deviation(
+            blocks[i], dataset_groups(stored)[blocks[i].group], built[blocks[i].group], recipe
+        )
+        for i in chosen
+    ]
+    return RecomputeReport(report, tuple(int(i) for i in chosen), max(deviations))
+
+
+def _deviation(
+    block: Block, stored: xr.Dataset, built: xr.Dataset, recipe: SynthesisRecipe
+) -> float:
+    """Return the largest difference of a block, relative to its largest response."""
+    span = slice(block.start, block.stop)
+    was = np.asarray(stored["response"].isel(image=span).values, np.float32)
+    computed = built["response"].isel(image=span).values
+    now = np.asarray(as_stored(computed, np.dtype(recipe.dtype), recipe.keep_bits), np.float32)
+    return float(np.abs(was - now).max() / max(np.abs(now).max(), np.finfo(np.float32).tiny))
+
+
+def _planned(location: Location) -> tuple[BlockWriter, SynthesisRecipe]:
+    writer = BlockWriter.resume(location)
+    content = writer.plan.extra.get("synthesis")
+    if content is None:
+        raise StoreError(
+            f"{location.url} was not begun by 'nedx synth init', so there is no recipe to run; "
+            f"to go on, type: {writer.plan.resume}"
+        )
+    return writer, SynthesisRecipe(**content)
+
+
+def _is_complete(location: Location) -> bool:
+    return location.exists(MANIFEST)
+
+
+def _everywhere(images: str | Path) -> str:
+    """Make a path absolute, so that a job can run from another folder."""
+    path = Path(images).expanduser()
+    return str(path.absolute()) if path.exists() else str(images)
+
+
+def _plain(value: Any) -> Any:
+    """Return a selection as JSON keeps it."""
+    if isinstance(value, slice):
+        return value.start, value.stop
+    return tuple(value) if isinstance(value, list) else value
