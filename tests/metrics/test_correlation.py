@@ -1,0 +1,100 @@
+import dask
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nedx.errors import SchemaError
+from nedx.metrics.correlation import pearson_r
+from tests.laziness import computes_at_most
+
+
+def pair(images=40, vertices=7, offset=0.0, dtype="f4"):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, images, vertices)) + offset
+    y = 0.5 * x + rng.standard_normal(x.shape)
+    dims = ("subject", "image", "vertex")
+    attrs = {"units": "percent"}
+    return tuple(xr.DataArray(a.astype(dtype), dims=dims, attrs=attrs) for a in (x, y))
+
+
+def expected(x, y):
+    x, y = (np.moveaxis(np.asarray(a, dtype="f8"), 1, -1) for a in (x, y))
+    return np.vectorize(lambda a, b: scipy.stats.pearsonr(a, b)[0], signature="(n),(n)->()")(x, y)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_it_equals_scipy(offset):
+    x, y = pair(offset=offset)
+    r = pearson_r(x, y, "image")
+    np.testing.assert_allclose(r, expected(x, y), atol=1e-12)
+    assert r.dims == ("subject", "vertex")
+    assert r.dtype == np.float64
+    assert r.attrs["units"] == "1"
+
+
+@given(
+    first=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    second=st.integers(1, 20),
+    vertex=st.integers(1, 7),
+)
+@settings(max_examples=20, deadline=None)
+def test_any_chunking_gives_the_same(first, second, vertex):
+    x, y = pair(images=sum(first))
+    lazy = x.chunk(image=tuple(first), vertex=vertex), y.chunk(image=second)
+    with computes_at_most(0):
+        r = pearson_r(*lazy, "image")
+    whole = pearson_r(x, y, "image")
+    if sum(first) > 2:
+        np.testing.assert_allclose(r.compute(scheduler="sync"), whole, atol=1e-12)
+
+
+def test_one_lazy_array_is_enough_and_blocks_are_read_once():
+    x, y = pair()
+    reads = []
+
+    def read(block):
+        reads.append(block.shape)
+        return block
+
+    lazy = x.chunk(image=10).copy()
+    lazy.data = lazy.data.map_blocks(read, dtype=lazy.dtype, meta=np.empty((0, 0, 0), "f4"))
+    r = pearson_r(lazy, y, "image")
+    assert dask.is_dask_collection(r)
+    np.testing.assert_allclose(r.compute(scheduler="sync"), expected(x, y), atol=1e-12)
+    assert len(reads) == 4
+
+
+def test_other_dims_broadcast_in_any_order():
+    x, y = pair()
+    r = pearson_r(x.transpose("vertex", "subject", "image"), y.isel(subject=0), "image")
+    wanted = expected(x, y.isel(subject=[0, 0]))
+    np.testing.assert_allclose(r.transpose("subject", "vertex"), wanted, atol=1e-12)
+
+
+def test_constants_and_nan_give_nan():
+    x, y = pair()
+    x[0, :, 0] = 0.1
+    x[0, 3, 1] = np.nan
+    for a, b in ((x, y), (x.chunk(image=7), y.chunk(image=9))):
+        r = pearson_r(a, b, "image").compute()
+        assert np.isnan(r).sum() == 2
+        assert np.isnan(r[0, :2]).all()
+
+
+def test_identical_arrays_correlate_at_one_and_no_more():
+    x, _ = pair()
+    r = pearson_r(x.chunk(image=3), x, "image")
+    assert float(r.max()) <= 1
+    np.testing.assert_allclose(r, 1)
+
+
+def test_what_does_not_fit_is_named():
+    x, y = pair()
+    with pytest.raises(SchemaError, match="no dim 'trial'"):
+        pearson_r(x, y, "trial")
+    a, b = (z.assign_coords(vertex=np.arange(7) + i) for i, z in enumerate((x, y)))
+    with pytest.raises(SchemaError, match="labels differ"):
+        pearson_r(a, b, "image")

@@ -1,0 +1,195 @@
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+
+from nedx.errors import NedxWarning, SchemaError
+from nedx.metrics.noise_ceiling import (
+    ncsnr,
+    noise_ceiling,
+    noise_ceiling_from_ncsnr,
+    score,
+    split_half,
+)
+from tests.laziness import computes_at_most
+
+RATIOS = np.array([0.0, 0.5, 1.0, 2.0])
+
+
+def simulated(images=3000, repetitions=4, seed=0):
+    """Responses (image, repetition, voxel) of known signal over noise."""
+    rng = np.random.default_rng(seed)
+    signal = rng.standard_normal((images, 1, RATIOS.size)) * RATIOS
+    noise = rng.standard_normal((images, repetitions, RATIOS.size))
+    dims = ("image", "repetition", "voxel")
+    ids = [f"set:{i}" for i in range(images)]
+    array = xr.DataArray(signal + noise, dims=dims, coords={"image_id": ("image", ids)})
+    return array, xr.DataArray(signal[:, 0], dims=("image", "voxel"))
+
+
+def ragged(array, seed=1):
+    """Take away repeats at random, at least one of each image stays."""
+    images, repetitions = array.shape[:2]
+    counts = np.random.default_rng(seed).integers(1, repetitions + 1, images)
+    there = np.arange(repetitions) < counts[:, np.newaxis]
+    return array.where(xr.DataArray(there, dims=("image", "repetition"))), counts
+
+
+def as_trials(array):
+    """Return the repeats that are there as single trials in random order."""
+    stacked = array.transpose("image", "repetition", "voxel").values.reshape(-1, array.shape[-1])
+    ids = np.repeat(array.image_id.values, array.sizes["repetition"])
+    order = np.random.default_rng(2).permutation(ids.size)
+    order = order[np.isfinite(stacked[order]).all(axis=1)]
+    coords = {"image_id": ("trial", ids[order])}
+    return xr.DataArray(stacked[order], dims=("trial", "voxel"), coords=coords)
+
+
+def by_hand(trials):
+    """Evaluate the formula of NSD, one voxel and one image at a time."""
+    found = []
+    for voxel in range(trials.sizes["voxel"]):
+        values = trials.values[:, voxel]
+        groups = [values[trials.image_id.values == i] for i in np.unique(trials.image_id)]
+        weighted = sum((len(g) - 1) * np.var(g, ddof=1) for g in groups if len(g) > 1)
+        noise = weighted / sum(len(g) - 1 for g in groups)
+        signal = max(0.0, np.var(values, ddof=1) - noise)
+        inverse = np.mean([1 / len(g) for g in groups])
+        found.append((np.sqrt(signal / noise), signal / (signal + noise * inverse)))
+    return np.array(found).T
+
+
+def test_unequal_repeats_equal_the_formula_in_both_layouts():
+    array, _ = ragged(simulated(images=60)[0])
+    trials = as_trials(array)
+    ratio, ceiling = by_hand(trials)
+    for data in (array, trials):
+        np.testing.assert_allclose(ncsnr(data), ratio, rtol=1e-5)
+        np.testing.assert_allclose(noise_ceiling(data), ceiling, rtol=1e-5)
+    assert ncsnr(array).dtype == np.float32
+    assert noise_ceiling(array).attrs["units"] == "1"
+
+
+def test_known_ratios_are_recovered():
+    array, _ = simulated()
+    np.testing.assert_allclose(ncsnr(array)[1:], RATIOS[1:], rtol=0.05)
+    assert float(ncsnr(array)[0]) < 0.15
+    truth = RATIOS**2 / (RATIOS**2 + 1 / 4)
+    np.testing.assert_allclose(noise_ceiling(array), truth, atol=0.03)
+    np.testing.assert_allclose(split_half(array, n_splits=10), truth, atol=0.03)
+
+
+def test_split_half_of_odd_and_unequal_repeats_is_that_of_the_mean_of_all():
+    odd, _ = simulated(repetitions=3)
+    truth = RATIOS**2 / (RATIOS**2 + 1 / 3)
+    np.testing.assert_allclose(split_half(odd, n_splits=10), truth, atol=0.04)
+    uneven, counts = ragged(simulated(images=8000)[0])
+    truth = RATIOS**2 / (RATIOS**2 + np.mean(1 / counts[counts > 1]))
+    np.testing.assert_allclose(split_half(uneven, n_splits=10), truth, atol=0.04)
+    # The halves are drawn by position, which differs between the layouts.
+    np.testing.assert_allclose(
+        split_half(as_trials(uneven), n_splits=10), split_half(uneven, n_splits=10), atol=0.02
+    )
+
+
+def test_two_repeats_have_one_split_which_is_spearman_brown():
+    array, _ = simulated(images=50, repetitions=2)
+    halves = array.values.transpose(1, 2, 0)
+    r = np.array([scipy.stats.pearsonr(a, b)[0] for a, b in zip(*halves, strict=True)])
+    # Which of the two is the first half changes from image to image.
+    found = split_half(array, n_splits=400)
+    np.testing.assert_allclose(found[1:], (2 * r / (1 + r))[1:], atol=0.05)
+
+
+def test_published_number_of_nsd_synthetic():
+    # Gifford et al.: 236 images twice, 32 four times, 8 eight times, 8 ten times.
+    counts = np.repeat([2, 4, 8, 10], [236, 32, 8, 8])
+    ceiling = noise_ceiling_from_ncsnr(xr.DataArray([1.0, 0.0, np.inf]), counts)
+    np.testing.assert_allclose(ceiling, [1 / (1 + 0.45), 0, 1], atol=1e-3)
+    three = noise_ceiling_from_ncsnr(xr.DataArray(0.8), 3)
+    assert float(three) == pytest.approx(0.64 / (0.64 + 1 / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ncsnr", "split_half"])
+def test_any_chunking_gives_the_same_lazily(method):
+    array, _ = ragged(simulated(images=40)[0])
+    with computes_at_most(0):
+        lazy = noise_ceiling(array.chunk(image=7, voxel=3), method=method, n_splits=3)
+    whole = noise_ceiling(array, method=method, n_splits=3)
+    np.testing.assert_allclose(lazy.compute(scheduler="sync"), whole, atol=1e-6)
+
+
+def test_a_seed_repeats_the_splits():
+    array, _ = simulated(images=30)
+    first, second, other = (split_half(array, n_splits=2, seed=s) for s in (0, 0, 1))
+    xr.testing.assert_identical(first, second)
+    assert not np.allclose(first, other)
+
+
+def test_no_repeats_are_an_error():
+    array, _ = simulated(images=5)
+    with pytest.raises(SchemaError, match="no repeats"):
+        ncsnr(array.isel(repetition=0))
+    with pytest.raises(SchemaError, match="no variable 'response'"):
+        noise_ceiling(xr.Dataset())
+    with pytest.raises(ValueError, match="'ncsnr' or 'split_half'"):
+        noise_ceiling(array, method="half")
+
+
+def test_the_perfect_model_scores_its_ceiling():
+    array, signal = simulated()
+    ds = xr.Dataset({"response": array, "response_predicted": signal}).isel(voxel=slice(1, None))
+    with computes_at_most(0):
+        scored = score(ds.chunk(image=500))
+    scored = scored.compute()
+    np.testing.assert_allclose(scored.accuracy_normalized, 1, atol=0.03)
+    mean = array.mean("repetition").values
+    r = [scipy.stats.pearsonr(mean[:, v], signal.values[:, v])[0] for v in (1, 2, 3)]
+    np.testing.assert_allclose(scored.accuracy, r, atol=1e-6)
+    assert scored.accuracy.dtype == np.float32
+    assert {"response", "response_predicted", "noise_ceiling"} <= set(scored)
+    assert all(
+        scored[n].attrs["units"] == "1"
+        for n in ("accuracy", "noise_ceiling", "accuracy_normalized")
+    )
+
+
+def test_trials_are_averaged_by_image_before_they_are_compared():
+    array, signal = simulated(images=300)
+    ds = xr.Dataset({"response": array, "response_predicted": signal}).isel(voxel=slice(1, None))
+    trials = as_trials(ds.response)
+    position = {image: i for i, image in enumerate(array.image_id.values)}
+    rows = [position[i] for i in trials.image_id.values]
+    predicted = ("trial", "voxel"), ds.response_predicted.values[rows]
+    by_trial = xr.Dataset({"response": trials, "response_predicted": predicted})
+    for found in (score(by_trial), score(by_trial.chunk(trial=100))):
+        for name in ("accuracy", "accuracy_normalized"):
+            np.testing.assert_allclose(found[name], score(ds)[name], rtol=1e-4)
+
+
+def test_a_ceiling_that_is_there_is_used_and_zero_gives_nan():
+    array, signal = simulated(images=50)
+    ceiling = xr.DataArray([0.0, 0.25, 1.0, 1.0], dims="voxel")
+    ds = xr.Dataset(
+        {"response": array, "response_predicted": signal + 0.0, "noise_ceiling": ceiling}
+    )
+    scored = score(ds)
+    ratio = scored.accuracy_normalized / scored.accuracy
+    np.testing.assert_allclose(ratio[1:], [2, 1, 1], rtol=1e-6)
+    assert np.isnan(scored.accuracy_normalized[0])
+
+
+def test_without_repeats_only_the_accuracy_is_added():
+    array, signal = simulated(images=50)
+    ds = xr.Dataset({"response": array.isel(repetition=0), "response_predicted": signal})
+    assert {"accuracy"} == set(score(ds)) - set(ds)
+
+
+def test_what_is_missing_or_was_trained_on_is_said():
+    array, signal = simulated(images=4)
+    with pytest.raises(SchemaError, match="response_predicted"):
+        score(xr.Dataset({"response": array}))
+    ds = xr.Dataset({"response": array, "response_predicted": signal})
+    ds = ds.assign_coords(partition=("image", ["train", "test", "test", "test"]))
+    with pytest.warns(NedxWarning, match="used in training"):
+        score(ds)
