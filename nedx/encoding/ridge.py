@@ -144,7 +144,7 @@ class RidgeEncoder:
         )
         return self
 
-    def predict(self, stimuli: xr.Dataset | np.ndarray) -> xr.Dataset | np.ndarray:
+    def predict(self, stimuli: xr.Dataset | np.ndarray) -> xr.Dataset | xr.DataTree | np.ndarray:
         """Predict responses: lazily for a Dataset, at once for an array of features.
 
         Returns
@@ -208,8 +208,7 @@ class RidgeEncoder:
             from nedx.encoding.features import encode_features
 
             stimuli = encode_features(stimuli, self.recipe)
-        features: xr.DataArray = stimuli["features"]
-        return np.asarray(features.transpose("image", "feature").values)
+        return np.asarray(stimuli.transpose("image", "feature", ...)["features"].values)
 
     def _encoder_recipe(self, target: xr.DataArray, labels: xr.Dataset) -> EncoderRecipe:
         found = {key: target.attrs[key] for key in _FROM_RESPONSE if key in target.attrs}

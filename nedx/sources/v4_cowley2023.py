@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -39,7 +40,10 @@ def recordings(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def open_responses(
-    folder: str | os.PathLike[str], recording: str, *, repeats: bool = False
+    folder: str | os.PathLike[str],
+    recording: str,
+    *,
+    repeats: Literal["mean", "trials", "common"] = "mean",
 ) -> xr.Dataset:
     """Open the responses of one recording.
 
@@ -49,14 +53,15 @@ def open_responses(
         The published folder.
     recording : str
         For example ``"210325"``.
-    repeats : bool
-        Whether each repeat is given, rather than their mean; only ``"210325"`` has them.
+    repeats : {"mean", "trials", "common"}
+        The mean over repeats; every presentation; or a regular axis of the repeats that all
+        images have. Only ``"210325"`` has more than the mean.
 
     Returns
     -------
     Dataset
-        ``response (image, [repetition,] unit)`` in Hz, float32; with repeats NaN where an image
-        was shown less often. ``n_repetitions (image)`` then counts.
+        ``response`` in Hz, float32: ``(image, unit)``, ``(trial, unit)`` with the coordinate
+        ``repetition (trial)``, or ``(image, repetition, unit)``. Never with NaN.
 
     Raises
     ------
@@ -65,24 +70,48 @@ def open_responses(
     StoreError
         If the file is not as published.
     """
-    place = _responses_path(Path(folder), recording, repeats=repeats)
+    place = _responses_path(Path(folder), recording, repeats=repeats != "mean")
     counts = np.load(place, allow_pickle=False)
-    if counts.ndim != 2 + repeats:
-        raise StoreError(f"{place} has shape {counts.shape}, expected {2 + repeats} axes")
-    values = np.moveaxis(counts, 0, -1) / WINDOW
-    dims = ("image", "repetition", "unit") if repeats else ("image", "unit")
+    axes = 2 if repeats == "mean" else 3
+    if counts.ndim != axes:
+        raise StoreError(f"{place} has shape {counts.shape}, expected {axes} axes")
+    rates = (np.moveaxis(counts, 0, -1) / WINDOW).astype(np.float32)
+    ids = _image_ids(recording, len(rates))
+    dims: tuple[str, ...] = ("image", "unit")
+    coords: dict[str, Any] = {"image_id": ("image", ids)}
+    if repeats == "trials":
+        image, repetition = np.nonzero(np.isfinite(rates).all(-1))
+        rates, dims = rates[image, repetition], ("trial", "unit")
+        coords = {
+            "image_id": ("trial", ids[image]),
+            "repetition": ("trial", repetition.astype(np.int16)),
+        }
+    elif repeats == "common":
+        # An image's missing repeats are its last ones.
+        count = int(np.isfinite(rates).all(-1).sum(1).min())
+        rates, dims = rates[:, :count], ("image", "repetition", "unit")
+        coords["repetition"] = np.arange(count, dtype=np.int16)
+    return _labelled(rates, dims, coords, recording)
+
+
+def _labelled(
+    rates: np.ndarray, dims: tuple[str, ...], coords: dict[str, Any], recording: str
+) -> xr.Dataset:
+    from nedx.schema import parse
+
     attrs = {"units": "Hz", "long_name": "spike rate, 0.1 s window", "source": "measured"}
+    units = rates.shape[-1]
     ds = xr.Dataset(
-        {"response": (dims, values.astype(np.float32), attrs)},
+        {"response": (dims, rates, attrs)},
         coords={
-            "image_id": ("image", _image_ids(recording, len(values))),
-            "unit": ("unit", np.arange(values.shape[-1], dtype=np.int32)),
-            "subject": ANIMALS.get(recording, "unknown"),
-            "region": ("unit", np.full(values.shape[-1], "V4", dtype=object)),
+            **coords,
+            "unit": ("unit", np.arange(units, dtype=np.int32)),
+            "region": ("unit", np.full(units, "V4", dtype=object)),
         },
         attrs={
             "dataset": "v4_cowley2023",
             "recording": recording,
+            "animal": ANIMALS.get(recording, "unknown"),
             "modality": "ephys",
             "species": "macaca mulatta",
             "stimulus_type": "image",
@@ -90,15 +119,6 @@ def open_responses(
             "citation": _CITATION,
         },
     )
-    if repeats:
-        there = np.isfinite(values).all(-1)
-        ds = ds.assign_coords(
-            repetition=np.arange(values.shape[1], dtype=np.int16),
-            n_repetitions=("image", there.sum(1).astype(np.int16)),
-        )
-    # The schema finishes a Dataset: roles, index, versions.
-    from nedx.schema import parse
-
     return parse(ds, kind="responses")
 
 
