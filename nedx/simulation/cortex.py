@@ -168,7 +168,7 @@ def add_noise(
 def ceiling(
     signal: np.ndarray, noise_sd: np.ndarray, repetitions: int, axis: int = 0
 ) -> np.ndarray:
-    """True noise ceiling of the mean of the repetitions: the fraction of variance images cause.
+    """Return the true noise ceiling of the mean of repetitions: the variance that images cause.
 
     ``signal`` varies along ``axis``; the variance is that over the images given.
     """

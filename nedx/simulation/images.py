@@ -108,7 +108,7 @@ def _rgb(hue: np.ndarray, saturation: float, value: np.ndarray) -> np.ndarray:
 
 
 def _octaves(radius: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Group leaves by size: indices (in depth order), and the half-width of a box that holds them."""
+    """Group leaves by size: indices in depth order, and half the width of a box for each."""
     half = _SMALLEST
     while half < 2 * radius.max():
         half *= 1.6

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import xarray as xr
 
@@ -22,6 +23,7 @@ SIMULATION_VERSION = "1.0.0"
 STORES = ("sim-images", "sim-fmri", "sim-fmri-fsaverage5", "sim-eeg")
 MODELS = ("sim-fmri-gabor", "sim-fmri-fsaverage5-gabor", "sim-eeg-gabor")
 
+_Floats = Literal["float32", "float16"]
 _log = logging.getLogger(__name__)
 
 
@@ -76,7 +78,7 @@ def build(name: str, place: Path) -> None:
     to_zarr(make(), place, dtype=dtype)
 
 
-def _makers() -> dict[str, tuple[str, Callable[[], xr.Dataset | xr.DataTree]]]:
+def _makers() -> dict[str, tuple[_Floats, Callable[[], xr.Dataset | xr.DataTree]]]:
     """Return for each store the dtype of its floats and what makes it."""
     from nedx.simulation import datasets
 
