@@ -23,10 +23,11 @@ from nedx.stimuli.sources import (
     BrickSource,
     FileSource,
     PixelSource,
-    ZarrSource,
+    StoredSource,
     broken_files,
     stamp_of,
 )
+from nedx.store.lazy import StoredPlan
 from nedx.store.location import Location
 
 logger = logging.getLogger(__name__)
@@ -373,41 +374,41 @@ def _is_zarr(source: Any) -> bool:
 def _open_zarr(
     location: Location, size: Size | None, fit: str, chunk: int | None, key: str
 ) -> xr.Dataset:
-    from dask.base import tokenize
-
     from nedx.store.opening import open_store
 
-    ds = open_store(location, chunks=None)
-    if not isinstance(ds, xr.Dataset) or key not in ds:
-        raise StimulusError(
-            f"{location.url} has no {key!r}; {close_matches(key, ds.data_vars)}. Type: key=<name>"
-        )
-    check_layout(ds[key].dtype, ds[key].shape)
-    y, x = ds[key].shape[1:3]
-    chosen = choose_fit([(y, x)], fit, size)
-    version = tokenize(ds.attrs, ds[key].shape)
-    source = ZarrSource(location, key, ds[key].shape[0], version, chosen)
-    stored = (ds[key].encoding.get("chunks") or (1,))[0]
-    # Whole chunks of the store, so that none is fetched by two tasks.
-    default = max(1, round(chunk_images(source.shape) / stored)) * stored
-    return _replace_pixels(ds, key, source, chunk or default)
+    ds = open_store(location)
+    if not isinstance(ds, xr.Dataset):
+        groups = ", ".join(ds.children)
+        raise StimulusError(f"{location.url} holds responses of several subjects: {groups}")
+    return _open_dataset(ds, size, fit, chunk, key, location.url)
 
 
 def _open_dataset(
-    ds: xr.Dataset, size: Size | None, fit: str, chunk: int | None, key: str
+    ds: xr.Dataset,
+    size: Size | None,
+    fit: str,
+    chunk: int | None,
+    key: str,
+    name: str = "the Dataset",
 ) -> xr.Dataset:
     import dask.array as da
     from dask.base import tokenize
 
     if key not in ds:
         raise StimulusError(
-            f"the Dataset has no {key!r}; {close_matches(key, ds.data_vars)}. Type: key=<name>"
+            f"{name} has no {key!r}; {close_matches(key, ds.data_vars)} Type: key=<name>"
         )
-    ds = ds.assign({key: ds[key].transpose(..., "y", "x", "rgb")})
     data = ds[key].data
     check_layout(data.dtype, data.shape)
     y, x = data.shape[1:3]
     chosen = choose_fit([(y, x)], fit, size)
+    plan = getattr(data, "plan", None)
+    if isinstance(plan, StoredPlan):
+        stored = StoredSource(plan, chosen)
+        # Whole stored chunks, so that none is fetched by two tasks.
+        per_chunk = stored.stored_chunk
+        default = max(1, round(chunk_images(stored.shape) / per_chunk)) * per_chunk
+        return _replace_pixels(ds, key, stored, chunk or default)
     if not isinstance(data, da.Array):
         source = ArraySource(np.asarray(data), chosen, tokenize(data))
         return _replace_pixels(ds, key, source, chunk)

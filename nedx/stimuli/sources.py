@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from dask.base import tokenize
 
 from nedx.errors import StimulusError, require
 from nedx.stimuli.decoding import FAULTS, decode_image
 from nedx.stimuli.fitting import Fit
-from nedx.store.location import Location
+from nedx.store.lazy import StoredPlan
 
 
 class PixelSource(Protocol):
@@ -114,8 +115,8 @@ class ArraySource:
         """``(image, y, x, 3)``."""
         return len(self.images), self.fit.y, self.fit.x, 3
 
-    def __dask_tokenize__(self) -> Any:
-        return type(self).__name__, self.token, self.fit
+    def __dask_tokenize__(self) -> str:
+        return tokenize("nedx.ArraySource", self.token, self.fit)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the images at positions (k,) as uint8 (k, y, x, 3)."""
@@ -125,8 +126,6 @@ class ArraySource:
 
     def portion(self, indices: np.ndarray) -> tuple[ArraySource, np.ndarray]:
         """Return a source of these images only; neighbours are not copied."""
-        from dask.base import tokenize
-
         token = tokenize(self.token, indices)
         images: np.ndarray | tuple[np.ndarray, ...]
         if isinstance(self.images, np.ndarray):
@@ -190,45 +189,43 @@ class BrickSource:
         _OPEN_BRICKS.close(self.path)
 
 
-@dataclass(frozen=True)
-class ZarrSource:
-    """The ``pixels`` of a Zarr store.
+@dataclass(frozen=True, eq=False)
+class StoredSource:
+    """The ``pixels`` of a Zarr store that `nedx.store.opening.open_store` opened.
 
     Parameters
     ----------
-    location : Location
-        The store.
-    key : str
-        The array in it, uint8 (image, y, x, rgb).
-    count : int
-        How many images.
-    version : str
-        What tells states of the store apart.
+    plan : StoredPlan
+        How to read them, uint8 (image, y, x, rgb).
     fit : Fit
         The common size, and how images get it.
     """
 
-    location: Location
-    key: str
-    count: int
-    version: str
+    plan: StoredPlan
     fit: Fit
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """``(image, y, x, 3)``."""
-        return self.count, self.fit.y, self.fit.x, 3
+        return self.plan.shape[0], self.fit.y, self.fit.x, 3
+
+    def __dask_tokenize__(self) -> str:
+        plan = self.plan
+        return tokenize("nedx.StoredSource", plan.token, plan.name, plan.indexers, self.fit)
+
+    @property
+    def stored_chunk(self) -> int:
+        """How many images a stored chunk holds."""
+        return int((self.plan.variable.encoding.get("chunks") or (1,))[0])
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the images at positions (k,) as uint8 (k, y, x, 3)."""
-        import zarr
-
-        array = zarr.open_array(self.location.zarr_store(), path=self.key, mode="r")
-        out = np.asarray(array.oindex[as_slice(np.asarray(indices))])
+        whole = (slice(None),) * 3
+        out = self.plan.narrow((as_slice(np.asarray(indices)), *whole)).read()
         return out if out.shape[1:] == self.shape[1:] else _fitted(out, self.fit)
 
-    def portion(self, indices: np.ndarray) -> tuple[ZarrSource, np.ndarray]:
-        """Return the same source: a location weighs nothing."""
+    def portion(self, indices: np.ndarray) -> tuple[StoredSource, np.ndarray]:
+        """Return the same source: a handle on a store weighs nothing."""
         return self, indices
 
     def close(self) -> None:
