@@ -110,3 +110,38 @@ def test_manners_of_scikit_learn():
         encoder.set_params(alpha=1)
     with pytest.raises(ModelError, match="not fitted"):
         encoder.predict(np.zeros((2, 3)))
+
+
+def test_from_pixels_to_lazy_predictions(arrays):
+    """The backbone runs inside fit; predict gives what the features by hand give."""
+    import torch
+
+    from nedx.backbones import load_backbone
+    from nedx.stimuli.images import open_images
+    from nedx.stimuli.preprocessing import policy, preprocess
+    from tests.laziness import computes_at_most
+
+    recipe = BackboneRecipe(
+        name="gabor", layers=("energy_1", "energy_2"), policy="raw01", pooling="avg4"
+    )
+    pixels = np.random.default_rng(5).integers(0, 256, (30, 64, 64, 3), dtype=np.uint8)
+    stimuli = open_images(pixels, image_set="set")
+    responses = xr.Dataset(
+        {"response": (("image", "unit"), arrays[1][:24], {"units": "Hz", "source": "measured"})},
+        coords={"image_id": ("image", stimuli.image_id.values[:24]), "unit": np.arange(3)},
+    )
+    encoder = RidgeEncoder(recipe, n_components=8, cv=3).fit(stimuli, responses)
+    taps = []
+    load_backbone(recipe).run(
+        preprocess(pixels, policy("raw01")), lambda _name, tap: taps.append(tap)
+    )
+    features = torch.cat(taps, 1).numpy()
+    by_hand = RidgeEncoder(recipe, n_components=8, cv=3).fit(features[:24], arrays[1][:24])
+    with computes_at_most(0):
+        predicted = encoder.predict(stimuli)
+    np.testing.assert_allclose(
+        predicted.response.transpose("image", "unit").values,
+        by_hand.predict(features),
+        atol=1e-4,
+    )
+    assert predicted.response.attrs["units"] == "Hz"
