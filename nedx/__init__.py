@@ -13,6 +13,7 @@ from nedx import accessor as accessor
 
 if TYPE_CHECKING:
     from nedx.accessor import ned
+    from nedx.by_name import pull, verify
     from nedx.catalog.listing import cite, describe, list, search
     from nedx.catalog.resolving import open
     from nedx.encoding.encode import encode
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from nedx.schema import parse, validate
     from nedx.stimuli import open_images
     from nedx.store.opening import open_store
-    from nedx.store.pulling import pull
-    from nedx.store.verifying import verify
     from nedx.store.writing import to_zarr
     from nedx.synthesis import synthesize
 
@@ -44,13 +43,13 @@ _MODULES = {
     "open_images": "nedx.stimuli",
     "open_store": "nedx.store.opening",
     "parse": "nedx.schema",
-    "pull": "nedx.store.pulling",
+    "pull": "nedx.by_name",
     "score": "nedx.metrics.noise_ceiling",
     "search": "nedx.catalog.listing",
     "synthesize": "nedx.synthesis",
     "to_zarr": "nedx.store.writing",
     "validate": "nedx.schema",
-    "verify": "nedx.store.verifying",
+    "verify": "nedx.by_name",
 }
 
 __all__ = [

@@ -138,6 +138,12 @@ class DataTreeNed:
         """Average over the neuroids of a ROI in every subject."""
         return selection.map_nodes(self._obj, lambda ds: selection.roi_mean(ds, name))
 
+    def encode(self, model: Any, **options: Any) -> xr.Dataset | xr.DataTree:
+        """Predict responses to the images of every subject, lazily; see `nedx.encode`."""
+        from nedx.encoding.encode import encode
+
+        return encode(self._obj, model, **options)
+
     def score(self, **options: Any) -> xr.DataTree:
         """Compare predicted with measured responses in every subject; see `nedx.score`."""
         from nedx.metrics.noise_ceiling import score

@@ -130,9 +130,7 @@ def _pull(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from nedx.catalog.resolving import locate
-
-    report = nedx.verify(locate(arguments.place, **_reach(arguments)), sample=arguments.sample)
+    report = nedx.verify(arguments.place, sample=arguments.sample, **_reach(arguments))
     return _report(report, as_json=arguments.json)
 
 
@@ -209,10 +207,7 @@ def _synth_status(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(dataclasses.asdict(found))
     else:
-        out.print(
-            f"{found.done} of {found.total} blocks done, {found.running} running, "
-            f"{found.failed} failed"
-        )
+        out.print(str(found))
 
 
 def _synth_finalize(arguments: argparse.Namespace) -> None:
@@ -246,7 +241,7 @@ def _selection(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
 
 
-def _fraction(text: str) -> float:
+def _share(text: str) -> float:
     """Read ``1%`` or ``0.01``."""
     number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not 0 <= number <= 1:
@@ -267,12 +262,10 @@ def _window(text: str) -> tuple[float | None, float | None] | float:
 
 
 def _part(text: str) -> str:
-    """Check ``i/n``: part i of n, counted from 0."""
+    """Check ``i/n``: part i of n, counted from 1."""
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no part; type i/n with i from 0, for example 3/20"
-        )
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part; type i/n, for example 3/20")
     return text
 
 
@@ -310,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "verify", _verify, "check the hashes of a store")
     _place(verb)
-    verb.add_argument("--sample", type=_fraction, default=1.0, help="part to check, such as 1%%")
+    verb.add_argument("--sample", type=_share, default=1.0, help="part to check, such as 1%%")
     _json(verb)
 
     verb = _verb(verbs, "validate", _validate, "check a store against the schema")
@@ -337,7 +330,7 @@ def _add_synth(verbs: Any) -> None:
 
     step = _verb(steps, "run", _synth_run, "write the blocks that are not done yet")
     step.add_argument("place")
-    step.add_argument("--part", type=_part, help="part i of n, i from 0, for job arrays: 3/20")
+    step.add_argument("--part", type=_part, help="part i of n, for job arrays: 3/20")
     step.add_argument("--address", help="the scheduler of a dask cluster")
     step.add_argument("--workers", type=int, help="processes on this machine")
     _quiet(step)
@@ -351,8 +344,8 @@ def _add_synth(verbs: Any) -> None:
 
     step = _verb(steps, "verify", _synth_verify, "check hashes, and compute some blocks again")
     step.add_argument("place")
-    step.add_argument("--sample", type=_fraction, default=1.0, help="part to check, such as 1%%")
-    step.add_argument("--recompute", type=_fraction, default=0.0, help="part to compute again")
+    step.add_argument("--sample", type=_share, default=1.0, help="part to check, such as 1%%")
+    step.add_argument("--recompute", type=_share, default=0.0, help="part to compute again")
     _json(step)
 
 
