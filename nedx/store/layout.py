@@ -281,7 +281,7 @@ def _plan_chunks(
 
 def _split(extents: dict[str, int], itemsize: int, target: float, keep: Sequence[str]) -> None:
     """Cut the longest dimensions until a chunk has the target size."""
-    while (size := itemsize * math.prod(extents.values())) > target:
+    while (size := itemsize * math.prod(extents.values())) > 1.5 * target:
         free = [d for d in extents if d not in keep and extents[d] > 1]
         if not free:
             return
