@@ -137,7 +137,7 @@ def _open_root(location: Location) -> zarr.Group:
             root = zarr.open_group(store, mode="r", zarr_format=2)
     except FileNotFoundError as error:
         raise StoreError(_nothing_there(location)) from error
-    except zarr.errors.NodeTypeValidationError as error:
+    except (zarr.errors.NodeTypeValidationError, zarr.errors.ContainsArrayError) as error:
         message = f"{location.url} is one Zarr array, not a store: open the folder that holds it"
         raise StoreError(message) from error
     except (ValueError, KeyError, TypeError) as error:
@@ -201,7 +201,8 @@ def _token(root: zarr.Group, location: Location) -> str:
 
 
 def _subject_groups(root: zarr.Group) -> list[str]:
-    if root.attrs.get("nedx_kind") != "ragged":
+    """Return the groups of subjects with their own voxels; none where all share one grid."""
+    if root.attrs.get("nedx_kind") != "ragged" and next(iter(root.arrays()), None) is not None:
         return []
     return sorted(name for name, _ in root.groups() if _SUBJECT_GROUP.fullmatch(name))
 
