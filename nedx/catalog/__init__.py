@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nedx.catalog.entries import CatalogFile, Entry, catalog_json_schema
     from nedx.catalog.listing import cite, describe, list, search
+    from nedx.catalog.pulling import pull
     from nedx.catalog.resolving import locate, open, resolve
 
 # Lazy, because xarray imports the engine next door whenever it guesses engines.
@@ -21,6 +22,7 @@ _HOME = {
     "search": "listing",
     "locate": "resolving",
     "open": "resolving",
+    "pull": "pulling",
     "resolve": "resolving",
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "list",
     "locate",
     "open",
+    "pull",
     "resolve",
     "search",
 ]

@@ -7,7 +7,6 @@ import http.client
 import json
 import logging
 import os
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 from nedx.catalog.entries import MAX_BYTES, CatalogFile, parse_catalog
 from nedx.config import cache_dir
 from nedx.errors import CatalogError, MissingExtraError, NedxWarning
-from nedx.store.location import Location
+from nedx.store.location import Location, remote_errors
 
 logger = logging.getLogger(__name__)
 
@@ -93,21 +92,8 @@ def fetch_catalog(url: str) -> CatalogFile:
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """Return what file systems raise for a place that cannot be reached.
-
-    The errors of libraries that are not loaded cannot have been raised.
-    """
-    names = {
-        "botocore.exceptions": "BotoCoreError",
-        "google.auth.exceptions": "GoogleAuthError",
-        "aiohttp": "ClientError",
-    }
-    loaded = [
-        getattr(sys.modules[module], name)
-        for module, name in names.items()
-        if module in sys.modules
-    ]
-    return (OSError, http.client.HTTPException, MissingExtraError, TimeoutError, *loaded)
+    """Return what file systems raise for a place that cannot be reached."""
+    return (http.client.HTTPException, MissingExtraError, *remote_errors())
 
 
 def _download(url: str, etag: str | None) -> tuple[bytes | None, str | None]:

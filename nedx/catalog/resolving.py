@@ -18,6 +18,7 @@ from nedx.catalog.registry import generate
 from nedx.config import cache_dir
 from nedx.errors import CredentialsError, NedxWarning, StoreError, UnknownIdError
 from nedx.store.location import Location
+from nedx.store.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from nedx.encoding.model import LinearEncoder
@@ -76,7 +77,7 @@ def open(
         If no mirror can be opened; the message says for each one why.
     """
     selection = {"subject": subject, "roi": roi, "channel": channel, "time": time}
-    entry = _entry_of(place, catalog)
+    entry = entry_of(place, catalog)
     if entry is None:
         where = Location.of(place, anonymous=anonymous, storage_options=storage_options)
         return _open_store(where, group=group, chunks=chunks, **selection)
@@ -139,7 +140,7 @@ def locate(
     ------
     UnknownIdError, StoreError
     """
-    entry = _entry_of(place, catalog)
+    entry = entry_of(place, catalog)
     if entry is None:
         return Location.of(place, anonymous=anonymous, storage_options=storage_options)
     found = mirrors(entry, anonymous=anonymous, storage_options=storage_options)
@@ -185,8 +186,8 @@ def pulled_path(entry: Entry) -> Path:
 def pulled_copy(entry: Entry) -> Path | None:
     """Return the complete local copy of an entry, if there is one."""
     path = pulled_path(entry)
-    # `pull` copies the metadata at the root last.
-    return path if (path / "zarr.json").is_file() else None
+    # `pull` writes the manifest last.
+    return path if (path / MANIFEST).is_file() else None
 
 
 def first_that_works(
@@ -216,7 +217,7 @@ def first_that_works(
     raise kind(f"{entry.reference}: none of its {len(failures)} mirrors can be opened:\n{lines}")
 
 
-def _entry_of(place: str | Path | Location, catalog: str | Path | None) -> Entry | None:
+def entry_of(place: str | Path | Location, catalog: str | Path | None) -> Entry | None:
     """Return the entry that ``place`` names; None for a path or URL."""
     if not isinstance(place, str) or _is_place(place):
         return None

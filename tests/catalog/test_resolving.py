@@ -1,4 +1,6 @@
+import hashlib
 import logging
+import shutil
 
 import fsspec
 import numpy as np
@@ -8,8 +10,10 @@ import yaml
 
 import nedx.catalog
 from nedx.catalog.layers import load_stack
+from nedx.catalog.pulling import pull
 from nedx.catalog.resolving import first_that_works, locate, mirrors, pulled_path
 from nedx.errors import (
+    CorruptStoreError,
     CredentialsError,
     NedxWarning,
     SelectionError,
@@ -17,6 +21,8 @@ from nedx.errors import (
     UnknownIdError,
 )
 from nedx.store.location import Location
+from nedx.store.manifest import MANIFEST
+from nedx.store.writing import to_zarr
 from tests.laziness import computes_at_most
 
 
@@ -168,14 +174,35 @@ def test_storage_words_and_arguments_reach_the_place(tmp_path):
 
 
 def test_a_pulled_copy_is_preferred_when_it_is_complete(tmp_path):
-    stored(responses(1), tmp_path / "a.zarr")
-    path = listed(tmp_path, ["a.zarr"])
+    to_zarr(responses(1), tmp_path / "a.zarr", keep_bits=None)
+    remote = "memory://catalog-pull/a.zarr"
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(str(tmp_path / "a.zarr"), "/catalog-pull/", recursive=True)
+    path = listed(tmp_path, ["memory://catalog-pull/gone.zarr", remote])
     copy = pulled_path(load_stack(path).find("mine"))
     assert copy == tmp_path / "cache" / "pulled" / "mine" / "1.0.0"
-    copy.mkdir(parents=True)
+    shutil.copytree(tmp_path / "a.zarr" / "response", copy / "response")
+    assert locate("mine", catalog=path).url == remote
+    assert pull("mine", catalog=path) == copy
+    filesystem.rm("/catalog-pull", recursive=True)
+    assert locate("mine", catalog=path).url == str(copy)
     assert float(nedx.catalog.open("mine", catalog=path).response[0, 0, 0]) == 1
-    stored(responses(2), copy)
-    assert float(nedx.catalog.open("mine", catalog=path).response[0, 0, 0]) == 2
+    assert pull("mine", catalog=path) == copy
+
+
+def test_a_store_of_another_fingerprint_is_not_pulled(tmp_path):
+    to_zarr(responses(1), tmp_path / "a.zarr")
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(str(tmp_path / "a.zarr"), "/catalog-print/", recursive=True)
+    manifest = (tmp_path / "a.zarr" / MANIFEST).read_bytes()
+    right = "sha256:" + hashlib.sha256(manifest).hexdigest()
+    urls = ["memory://catalog-print/a.zarr"]
+    wrong = listed(tmp_path, urls, fingerprint="sha256:" + "0" * 64)
+    with pytest.raises(CorruptStoreError, match="is not what the catalog 'lab' names as mine"):
+        pull("mine", catalog=wrong)
+    assert not (tmp_path / "cache" / "pulled").exists()
+    copy = pull("mine", catalog=listed(tmp_path, urls, fingerprint=right))
+    assert (copy / "zarr.json").is_file()
 
 
 def test_what_is_deprecated_says_what_to_open(tmp_path):
