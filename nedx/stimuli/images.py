@@ -54,7 +54,8 @@ def open_images(
 
     Nothing is decoded: of files the headers are read, in threads. Images of a folder come in
     natural order of their paths (``img2`` before ``img10``), of a list in the order given, of
-    arrays, bricks and stores in theirs. How files that are not plain RGB are converted is said
+    arrays, bricks and stores in theirs. Hidden files are passed over, links to folders are not
+    followed. How files that are not plain RGB are converted is said
     in `nedx.stimuli.decoding`.
 
     Parameters
@@ -107,6 +108,10 @@ def open_images(
     if isinstance(source, np.ndarray):
         opened = _open_array(source, size, fit)
     elif isinstance(source, Location | str | os.PathLike):
+        if not _text(source):
+            raise StimulusError("the path is empty. Type the name of a folder, such as 'photos/'")
+        if _text(source).lower().endswith((*SUFFIXES, *_HDF5)):
+            _refuse_remote(_text(source))
         if _is_zarr(source):
             return _open_zarr(Location.of(_text(source)), size, fit, chunk, key or "pixels")
         opened = _open_path(Path(_text(source)).expanduser(), size, fit, errors, key)
@@ -217,6 +222,8 @@ def _open_sequence(items: list[Any], size: Size | None, fit: str, errors: str) -
     if not items:
         raise StimulusError("the list of images is empty")
     if all(isinstance(item, str | os.PathLike) for item in items):
+        for item in items:
+            _refuse_remote(os.fspath(item))
         return _open_files([Path(item).expanduser() for item in items], size, fit, errors)
     if all(isinstance(item, np.ndarray) for item in items):
         return _open_arrays(items, size, fit)
@@ -225,6 +232,15 @@ def _open_sequence(items: list[Any], size: Size | None, fit: str, errors: str) -
         f"a list of images holds paths or numpy arrays, this one holds {', '.join(kinds)}. "
         "Type: nedx.open_images([np.asarray(image) for image in images])"
     )
+
+
+def _refuse_remote(place: str) -> None:
+    if "://" in place:
+        raise StimulusError(
+            f"{place!r} is no path of this machine; images are read from local files, and from "
+            "Zarr stores anywhere. Copy the files first, for example: fsspec.filesystem("
+            f"{place.partition('://')[0]!r}).get({place!r}, 'images/')"
+        )
 
 
 def _open_folder(folder: Path, size: Size | None, fit: str, errors: str) -> _Opened:

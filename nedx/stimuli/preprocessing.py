@@ -339,7 +339,7 @@ def _apply(batch: torch.Tensor, policy: ImagePolicy, out: torch.Tensor) -> torch
     if policy.order == "bgr":
         batch = batch.flip(1)
     # Planes are laid out while still bytes; casting while transposing is ten times as slow.
-    out.copy_(batch.contiguous())
+    out.copy_(batch if batch.is_floating_point() else batch.contiguous())
     # The order of these four is torchvision's, so that results are equal bit by bit.
     if policy.scale == 1 / 255:
         out.div_(255)
@@ -360,7 +360,10 @@ def _centre_crop(batch: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _resize(batch: torch.Tensor, shape: tuple[int, int], arithmetic: str) -> torch.Tensor:
-    """Resize uint8 (n, 3, y, x) bilinearly with antialias, to uint8."""
+    """Resize uint8 (n, 3, y, x) bilinearly with antialias, to whole grey levels.
+
+    They come as float32 from float32 arithmetic, which saves two casts, and else as uint8.
+    """
     import torch
     from torch.nn.functional import interpolate
 
@@ -371,7 +374,7 @@ def _resize(batch: torch.Tensor, shape: tuple[int, int], arithmetic: str) -> tor
         resized = interpolate(
             planes, size=shape, mode="bilinear", align_corners=False, antialias=True
         )
-        return resized.round_().to(torch.uint8)
+        return resized.round_()
     # The kernel for bytes is fast on colour-last memory, which a crop is no longer.
     colour_last = batch.contiguous(memory_format=torch.channels_last)
     return interpolate(

@@ -325,6 +325,20 @@ def test_a_missing_file_of_a_list_is_named(photos):
         open_images([photos[0] / "img2.png", photos[0] / "absent.png"])
 
 
+def test_the_folder_of_work_and_the_empty_path(photos, monkeypatch):
+    monkeypatch.chdir(photos[0])
+    assert open_images(".").image_id.values[0] == "photos:home/cat"
+    with pytest.raises(StimulusError, match="path is empty"):
+        open_images("")
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_images_on_servers_are_to_be_copied(as_list):
+    url = "https://example.org/lion.jpg"
+    with pytest.raises(StimulusError, match=r"Copy the files first.*filesystem\('https'\)"):
+        open_images([url] if as_list else url)
+
+
 def test_a_file_that_goes_away_is_named(photos):
     ds = open_images(photos[0])
     (photos[0] / "img2.png").unlink()
