@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 import zarr
 
 from nedx.errors import AlignmentError, IncompleteStoreError, StoreError
 from nedx.store import ledger
+from nedx.store.aligning import aligned, check_written, dims_of
 from nedx.store.building import (
     check_recipe,
     chosen_layouts,
@@ -306,13 +306,14 @@ class BlockWriter:
         store = RecordingStore(self.location.zarr_store(read_only=False))
         prefix = f"{block.group}/" if block.group else ""
         for name in names:
-            array = zarr.open_array(
-                store, path=prefix + name, mode="r+", config={"write_empty_chunks": True}
-            )
-            values = _aligned(ds[name], array, block, dim)
-            axis = _dims(array).index(dim)
+            array = zarr.open_array(store, path=prefix + name, mode="r+")
+            # Given to open_array, this setting is dropped without a word.
+            array = array.with_config({"write_empty_chunks": True})
+            values = aligned(ds[name], array, block, dim)
+            axis = dims_of(array).index(dim)
             region = (slice(None),) * axis + (slice(block.start, block.stop),)
             array[region] = as_stored(values, array.dtype, self.plan.keep_bits)
+            check_written(array, axis, block, store.written, prefix + name)
         ledger.record(self.location, block, store.written)
         return store.written
 
@@ -455,31 +456,3 @@ def _part(blocks: Sequence[Block], part: str | tuple[int, int] | None) -> list[B
     if not 0 <= index < count:
         raise StoreError(f"part {part!r} is not there: the parts of {count} are 0 to {count - 1}")
     return list(blocks)[index::count]
-
-
-def _dims(array: zarr.Array) -> tuple[str, ...]:
-    return tuple(str(d) for d in getattr(array.metadata, "dimension_names", None) or ())
-
-
-def _aligned(given: xr.DataArray, array: zarr.Array, block: Block, dim: str) -> np.ndarray:
-    """Return the values of a block in the stored order, after checking that they are the block."""
-    dims = _dims(array)
-    if set(given.dims) != set(dims):
-        raise AlignmentError(f"{given.name!r} has dims {given.dims}, the store has {dims}")
-    expected = tuple(
-        block.stop - block.start if d == dim else n for d, n in zip(dims, array.shape, strict=True)
-    )
-    values = np.asarray(given.transpose(*dims).values)
-    if values.shape != expected:
-        raise AlignmentError(
-            f"{given.name!r} has shape {values.shape} for samples {block.start} to {block.stop}, "
-            f"expected {expected}: a block is written whole or not at all"
-        )
-    unit = (array.shards or array.chunks)[dims.index(dim)]
-    size = array.shape[dims.index(dim)]
-    if block.start % unit or (block.stop % unit and block.stop != size):
-        raise AlignmentError(
-            f"samples {block.start} to {block.stop} of {given.name!r} are not whole objects of "
-            f"{unit}: a second writer would lose data"
-        )
-    return values
