@@ -94,7 +94,7 @@ def checked(
 def _refuse_non_finite(array: np.ndarray, what: str, names: Sequence[object]) -> None:
     rows = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
     if rows.size:
-        named = [str(names[row]) if len(names) else str(row) for row in rows]
+        named = [str(names[int(row)]) if len(names) else str(row) for row in rows]
         shown = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
         raise ModelError(
             f"{what} has NaN or infinite values for {len(named)} of {len(array)} entries: {shown}. "

@@ -21,7 +21,21 @@ class Plan(Protocol):
         """Return the plan of what remains; one indexer for each axis of the array."""
 
 
-class PlannedArray(da.Array):
+class _CountsAsDaskArray(type):
+    """Makes a subclass equal to `dask.array.Array` where types are compared.
+
+    xarray loads and combines chunked arrays together only if all are of one type, and compares
+    the types themselves: a Dataset of planned and of ordinary dask arrays could not be loaded.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is da.Array
+
+    def __hash__(cls) -> int:
+        return hash(da.Array)
+
+
+class PlannedArray(da.Array, metaclass=_CountsAsDaskArray):
     """A dask array that knows its plan, so that selecting first saves the work.
 
     Slicing an ordinary dask array of predictions computes whole blocks and throws most of

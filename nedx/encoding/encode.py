@@ -21,7 +21,7 @@ from nedx.encoding.plans import ComponentsPlan, ComponentsTask, ResponsePlan, Re
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.storing import HEAVY, target_dims
 from nedx.errors import ModelError, NedxWarning, SelectionError, StimulusError
-from nedx.schema import neuroid_dim, subject_label
+from nedx.schema import neuroid_dim, restore_index, subject_label
 from nedx.selection import Names, Subjects, Times
 from nedx.store.location import Location
 
@@ -138,13 +138,16 @@ def _encode(
         out = ds.assign_coords(labels[name].coords).assign({added: response})
         out = out.assign_coords(subject=name) if name else out
         return _recorded(out, recipe)
+    # Children inherit coordinates that are indices; which images they were trained on is theirs.
+    root = restore_index(_recorded(ds, recipe)) if "image_id" in ds.coords else ds
+    own_coords = {"partition": root["partition"].variable} if "partition" in root.coords else {}
     children = {
         f"/{name}": xr.Dataset({"response": response}).assign_coords(
-            {**labels[name].coords, "subject": name}
+            {**labels[name].coords, **own_coords, "subject": name}
         )
         for name, response in results.items()
     }
-    return xr.DataTree.from_dict({"/": _recorded(ds, recipe), **children})
+    return xr.DataTree.from_dict({"/": root, **children})
 
 
 def _encode_tree(
@@ -194,40 +197,40 @@ def _own_projections(model: LinearEncoder) -> bool:
 def _aligned(
     ds: xr.Dataset, model: LinearEncoder, given: dict[str, Any]
 ) -> tuple[xr.Dataset, LinearEncoder]:
-    """Select the model, and where a measured response is there, match neuroids by label."""
-    if "response" not in ds:
-        selected = model.sel(**given)
-        if "components" in ds and "subject" in ds["components"].dims:
-            kept = _matches(
-                np.array(selected.subjects), ds["subject"].values, "subject", "'components'"
-            )
-            ds = ds.isel(subject=kept)
-        return ds, selected
-    if model.is_ragged and "subject" not in given:
+    """Select from the model, and bring the labels of both together.
+
+    Along what the call selects, and where no response is there, the model says which labels the
+    result has; else the measured response does.
+    """
+    measured = "response" in ds
+    if measured and model.is_ragged and "subject" not in given:
         given = {**given, "subject": _subject_of(ds)}
     selected = model.sel(**given)
+    if len(selected.members) > 1:
+        return ds, selected
     (member,) = selected.members.values()
-    dims = [dim for dim in ("subject", *target_dims(member)) if dim in ds["response"].dims]
-    if neuroid_dim(ds) not in dims:
+    neuroid, *others = target_dims(member)
+    if measured and neuroid not in ds["response"].dims:
         raise ModelError(
-            f"the response is by {neuroid_dim(ds)!r}, the model predicts "
-            f"{target_dims(member)[0]!r}: drop the response, or take another model"
+            f"the response is by {neuroid_dim(ds)!r}, the model predicts {neuroid!r}: drop the "
+            "response, or take another model"
         )
+    axis = {"roi": neuroid, "channel": neuroid}
+    chosen = {axis.get(name, name) for name in given}
     of_model, of_ds = {}, {}
-    for dim in dims:
+    for dim in ("subject", neuroid, *others, "roi"):
+        if dim not in ds.dims or dim not in member.dims:
+            continue
         if dim not in ds.coords or dim not in member.coords:
             if ds.sizes[dim] != member.sizes[dim]:
                 raise SelectionError(
-                    f"the response has {ds.sizes[dim]} along {dim!r}, the model "
+                    f"this Dataset has {ds.sizes[dim]} along {dim!r}, the model "
                     f"{member.sizes[dim]}, and there are no labels to match them by"
                 )
-            continue
-        # Without a selection the response says what is wanted, with one the selection does.
-        wanted, there = member[dim].values, ds[dim].values
-        if given:
-            of_ds[dim] = _matches(wanted, there, dim, "the response")
+        elif measured and dim not in chosen and dim != "roi":
+            of_model[dim] = _matches(ds[dim].values, member[dim].values, dim, "the model")
         else:
-            of_model[dim] = _matches(there, wanted, dim, "the model")
+            of_ds[dim] = _matches(member[dim].values, ds[dim].values, dim, "this Dataset")
     return ds.isel(of_ds), selected.isel(of_model) if of_model else selected
 
 

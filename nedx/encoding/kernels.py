@@ -61,12 +61,12 @@ def project_images(
     import torch
 
     out = np.empty((count, *projection.shape), np.float32)
-    done = 0
-    for batch in preprocessed(read, count, policy, backbone.recipe.batch_size, device):
+    height, done = backbone.recipe.batch_size, 0
+    for batch in preprocessed(read, count, policy, height, device):
         with forward_slot(device), torch.inference_mode():
-            sums = (-projection.offset).expand(len(batch), -1).clone()
-            backbone.run(batch, lambda layer, tap: _add(sums, tap, layer, projection))  # noqa: B023
-            out[done : done + len(batch)] = sums.cpu().numpy().reshape(-1, *projection.shape)
+            sums = _Sums(projection, height)
+            backbone.run(batch, sums.add)
+            out[done : done + len(batch)] = sums.result(len(batch))
         done += len(batch)
     return checked(out, (count, *projection.shape), np.float32, "components", names=names)
 
@@ -96,13 +96,13 @@ def project_features(
     for part in batches(len(features), batch_size):
         taken = torch.from_numpy(np.array(features[part], np.float32)).to(device)
         with forward_slot(device), torch.inference_mode():
-            sums = (-projection.offset).expand(len(taken), -1).clone()
+            sums = _Sums(projection, batch_size)
             start = 0
             for layer, weights in projection.layers.items():
                 stop = start + weights.shape[0]
-                _add(sums, taken[:, start:stop], layer, projection)
+                sums.add(layer, taken[:, start:stop])
                 start = stop
-            out[part] = sums.cpu().numpy().reshape(-1, *projection.shape)
+            out[part] = sums.result(len(taken))
     return checked(out, out.shape, np.float32, "components", names=names)
 
 
@@ -200,17 +200,37 @@ def read_out(components: np.ndarray, readout: LoadedReadout, device: str) -> np.
     return values.reshape(len(components), *readout.shape)
 
 
-def _add(sums: torch.Tensor, tap: torch.Tensor, layer: str, projection: LoadedProjection) -> None:
-    """Add one layer's part of the projection to (n, projection * component), in place."""
-    import torch
+class _Sums:
+    """Sums the projections of the layers of one mini-batch.
 
-    weights = projection.layers[layer]
-    if tap.shape[1] != weights.shape[0]:
-        raise ModelError(
-            f"layer {layer!r} has {tap.shape[1]} features for these images, the model was fitted "
-            f"to {weights.shape[0]}: are the images of the size that it was fitted to?"
-        )
-    if weights.dtype == torch.float32:
-        sums.addmm_(tap.to(torch.float32), weights)
-    else:
-        sums.add_((tap.to(weights.dtype) @ weights).float())
+    Products of another height are rounded otherwise, by more than 1e-6 where features are far
+    from zero. So the last mini-batch of a block is filled up, and chunks do not show in results.
+    """
+
+    def __init__(self, projection: LoadedProjection, height: int):
+        self._projection = projection
+        self._height = height
+        self._sums = (-projection.offset).repeat(height, 1)
+
+    def add(self, layer: str, tap: torch.Tensor) -> None:
+        """Add the part of one layer, (n, width)."""
+        import torch
+
+        weights = self._projection.layers[layer]
+        if tap.shape[1] != weights.shape[0]:
+            raise ModelError(
+                f"layer {layer!r} has {tap.shape[1]} features for these images, the model was "
+                f"fitted to {weights.shape[0]}: are the images of the size that it was fitted to?"
+            )
+        tap = tap.to(weights.dtype)
+        if len(tap) < self._height:
+            tap = torch.nn.functional.pad(tap, (0, 0, 0, self._height - len(tap)))
+        if weights.dtype == torch.float32:
+            self._sums.addmm_(tap, weights)
+        else:
+            self._sums.add_((tap @ weights).float())
+
+    def result(self, count: int) -> np.ndarray:
+        """Return float32 (count, projection, component)."""
+        values: np.ndarray = self._sums[:count].cpu().numpy()
+        return values.reshape(count, *self._projection.shape)

@@ -128,7 +128,7 @@ class Projection:
         import torch
 
         groups = [_group(ref, head.group) for head in self.heads]
-        widths: dict[str, int] = dict(_group(ref, "").attrs["layer_widths"])  # type: ignore
+        widths: dict[str, int] = dict(_group(ref, "").attrs["layer_widths"])
         sizes = [group["projection_offset"].shape[-1] for group in groups]
         count, size = len(groups), max(sizes)
         dtype = _dtype(self.precision)
@@ -259,7 +259,7 @@ def _read(array: Any, subject: int | None, *selection: slice | np.ndarray) -> np
     return values if values.flags.writeable else values.copy()
 
 
-def _group(ref: ModelRef, group: str) -> zarr.Group:
+def _group(ref: ModelRef, group: str) -> Any:
     root = cache.get(ref, "cpu", Arrays(""))
     return root[group] if group else root
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 import zarr
@@ -30,7 +32,7 @@ def open_model(location: Location) -> LinearEncoder:
         If it is no encoding model.
     """
     root = _open_group(location)
-    attrs = dict(root.attrs)
+    attrs: dict[str, Any] = dict(root.attrs)
     _check(location, attrs)
     try:
         recipe = EncoderRecipe.model_validate(attrs["recipe"])
@@ -63,7 +65,7 @@ def _open_group(location: Location) -> zarr.Group:
         raise StoreError(f"{location.url} cannot be read: {error}") from error
 
 
-def _check(location: Location, attrs: dict[str, object]) -> None:
+def _check(location: Location, attrs: dict[str, Any]) -> None:
     kind = attrs.get("nedx_kind")
     if kind != "model":
         raise ModelError(
@@ -95,7 +97,7 @@ def _open_labels(root: zarr.Group, location: Location, name: str) -> xr.Dataset:
     return ds.set_coords([str(v) for v in ds.data_vars])
 
 
-def _with_weights(ref: ModelRef, root: zarr.Group, name: str, ds: xr.Dataset) -> xr.Dataset:
+def _with_weights(ref: ModelRef, root: Any, name: str, ds: xr.Dataset) -> xr.Dataset:
     """Add the weights of a group as lazy arrays in the order of its labels."""
     group = root[name] if name else root
     if "projection" in group:

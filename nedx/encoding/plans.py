@@ -166,7 +166,7 @@ class Sliced:
         *others, last = indexers
         kept = np.arange(self.whole.shape[-1])[self.kept][last]
         whole = self.whole[(*others, EVERYTHING)]
-        return Sliced(whole, kept)  # type: ignore[arg-type]
+        return Sliced(whole, kept)
 
 
 @dataclass(frozen=True, eq=False)
