@@ -1,9 +1,10 @@
 """Simulated fMRI: what patches of cortex answer to images, without noise and with it.
 
 A retinotopic patch pools contrast energy, tuned to an orientation and a scale, under a Gaussian,
-and compresses the sum (`nedx.simulation.retinotopy`). A patch of a category-selective area follows
-the parameters of the concept instead: the rounded and lobed in FFA-1, the rectangular in PPA, the
-elongated in EBA. Which concepts those are is our choice; nothing here is a finding.
+and compresses the sum (`nedx.simulation.retinotopy`). A patch of a category-selective area pools
+without tuning under a large field, and adds to that the parameters of the concept: the rounded and
+lobed in FFA-1, the rectangular in PPA, the elongated in EBA. Which concepts those are is our
+choice; nothing here is a finding.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ FMRI_REPETITIONS = 4
 N_LATENTS = 64
 """Width of the space through which one subject's responses become another's."""
 
+# Weight of contrast beside the concept in category-selective areas.
+_CONTRAST = 0.6
 _FREQUENCIES = 2.0 ** np.arange(1, 1 + N_SCALES) / DEGREES
 # Concept parameters follow two cosines and sines of angles: see `Concept.vector`.
 _AXES = [*("hue_cos", "hue_sin", "orientation_cos", "orientation_sin"), *PARAMETERS]
@@ -129,11 +132,28 @@ def noise_free(
     selective = patches.area >= 4
     pooled = _pool(energy, patches.take(mapped), tuning.exponent[mapped], tuning.weights()[mapped])
     response[:, mapped] = pooled ** tuning.exponent[mapped]
-    response[:, selective] = np.tanh(axes @ tuning.concept[selective].T / 2.5)
+    concept = np.tanh(axes @ tuning.concept[selective].T / 2.5)
+    # One field serves all patches of these areas that have the same centre.
+    contrast = _contrast(energy, patches.take(selective))
+    response[:, selective] = _standard(concept, train) + _CONTRAST * _standard(contrast, train)
     visual = patches.area >= 0
     response[:, visual] -= response[train][:, visual].mean(0)
     response[:, visual] *= np.sqrt(tuning.reliability[visual]) / response[train][:, visual].std(0)
     return response
+
+
+def _standard(values: np.ndarray, train: np.ndarray) -> np.ndarray:
+    return (values - values[train].mean(0)) / values[train].std(0)
+
+
+def _contrast(energy: np.ndarray, patches: Patches) -> np.ndarray:
+    """Pool all orientations and scales under large fields and compress, float32 (image, patch)."""
+    count = len(patches.area)
+    exponent = np.full(count, EXPONENTS["hV4"])
+    _, first, which = np.unique(patches.x, return_index=True, return_inverse=True)
+    even = np.full((len(first), N_SCALES, N_ORIENTATIONS), 1 / (N_SCALES * N_ORIENTATIONS))
+    pooled = _pool(energy, patches.take(first), exponent[first], even.astype(np.float32))
+    return (pooled ** EXPONENTS["hV4"])[:, which]
 
 
 def _pool(

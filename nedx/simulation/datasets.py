@@ -11,7 +11,7 @@ from nedx.schema import CONVENTIONS, SCHEMA_VERSION
 from nedx.simulation import cortex, montage
 from nedx.simulation import eeg as evoked
 from nedx.simulation.concepts import SEED
-from nedx.simulation.energy import concept_axes, contrast_energy, make_features
+from nedx.simulation.energy import concept_axes, contrast_energy, make_features, pool
 from nedx.simulation.grids import N_VERTICES, SPHERE_MM, icosphere, native_voxels, surface
 from nedx.simulation.images import DEGREES, make_images
 from nedx.simulation.retinotopy import ROIS, Patches
@@ -40,9 +40,11 @@ def images() -> xr.DataTree:
         "visual_degrees": DEGREES,
     }
     features = make_features(energy, axes, train)
+    gabor = {"units": "1", "long_name": "features of the default Gabor backbone"}
     truth = xr.Dataset(
         {
             "features": (("image", "feature"), features, {"units": "1", "source": "synthetic"}),
+            "gabor": (("image", "gabor_feature"), pool(energy, 8), gabor),
             "concept_axes": (("image", "axis"), axes.astype(np.float32), {"units": "1"}),
         },
         coords={label: ds[label] for label in _LABELS},
@@ -77,21 +79,19 @@ def _tree(groups: dict[str, xr.Dataset]) -> xr.DataTree:
 
 def _shown(train_each: int, test_each: int) -> xr.Dataset:
     """Open the truth of the images, for the first few images of each concept."""
-    from nedx.simulation.stores import open_simulation
+    from nedx.simulation.stores import open_group
 
-    truth = open_simulation("sim-images", group="truth")
-    assert isinstance(truth, xr.Dataset)
-    truth = truth.load()
+    truth = open_group("sim-images", "truth")
+    truth = truth.drop_vars("gabor").load()
     number = np.array([int(str(i).rsplit("_", 1)[1]) for i in truth["image_id"].values])
     most = np.where(truth["partition"].values == "train", train_each, test_each)
     return truth.isel(image=np.flatnonzero(number < most))
 
 
 def _energy(truth: xr.Dataset) -> np.ndarray:
-    from nedx.simulation.stores import open_simulation
+    from nedx.simulation.stores import open_group
 
-    stimuli = open_simulation("sim-images")
-    assert isinstance(stimuli, xr.Dataset)
+    stimuli = open_group("sim-images")
     positions = stimuli.indexes["image_id"].get_indexer(truth["image_id"].values)
     return contrast_energy(stimuli["pixels"].isel(image=positions).values)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from nedx.simulation.stores import SIMULATION_VERSION, open_simulation
+from nedx.simulation.stores import SIMULATION_VERSION, open_group, open_simulation
 
 if TYPE_CHECKING:
     from nedx.encoding.model import LinearEncoder
@@ -78,12 +78,10 @@ def fit_model(name: str) -> LinearEncoder:
 def _features(image_ids: np.ndarray) -> tuple[np.ndarray, Any]:
     """Return the features (image, feature) of the default Gabor recipe, and the recipe."""
     from nedx.backbones import default_recipe
-    from nedx.simulation.energy import contrast_energy, pool
 
-    stimuli = open_simulation("sim-images")
-    positions = stimuli.indexes["image_id"].get_indexer(image_ids)
-    pixels = stimuli["pixels"].isel(image=positions).values
-    return pool(contrast_energy(pixels), 8), default_recipe("gabor")
+    truth = open_group("sim-images", "truth")
+    positions = truth.indexes["image_id"].get_indexer(image_ids)
+    return truth["gabor"].isel(image=positions).values, default_recipe("gabor")
 
 
 def _components(features: np.ndarray) -> StandardizedPCA:
@@ -104,8 +102,13 @@ def _readout(ds: xr.Dataset, scores: np.ndarray, train: np.ndarray) -> xr.Datase
         mean = mean.mean("repetition")
     mean = mean.transpose("image", ...)
     dims, shape = mean.dims[1:], mean.shape[1:]
-    fit = fit_ridge(scores[train], mean.values[train].reshape(int(train.sum()), -1), ALPHAS)
-    predicted = (scores[~train] @ fit.coef + fit.intercept).reshape(-1, *shape)
+    fitted = _worth_fitting(ds, dims).reshape(-1)
+    flat = mean.values.reshape(len(train), -1)
+    fit = fit_ridge(scores[train], flat[train][:, fitted], ALPHAS)
+    coef = np.zeros((scores.shape[1], flat.shape[1]), dtype=np.float32)
+    coef[:, fitted], intercept = fit.coef, flat[train].mean(0)
+    intercept[fitted] = fit.intercept
+    predicted = (scores[~train] @ coef + intercept).reshape(-1, *shape)
     measured = mean.isel(image=~train)
     accuracy = pearson_r(measured, measured.copy(data=predicted), "image").fillna(0)
     labels = ds.drop_vars("response").drop_dims(["image", "repetition"], errors="ignore")
@@ -113,9 +116,19 @@ def _readout(ds: xr.Dataset, scores: np.ndarray, train: np.ndarray) -> xr.Datase
         labels = labels.assign_coords(noise_ceiling=noise_ceiling(trials.isel(image=~train)))
     about = {"units": "1", "metric": "pearson_r", "test_set": "200 test concepts"}
     return labels.assign(
-        readout=((*dims, "component"), fit.coef.T.reshape(*shape, -1).astype(np.float32)),
-        intercept=(dims, fit.intercept.reshape(shape).astype(np.float32)),
+        readout=((*dims, "component"), coef.T.reshape(*shape, -1)),
+        intercept=(dims, intercept.reshape(shape)),
     ).assign_coords(encoding_accuracy=accuracy.astype(np.float32).assign_attrs(about))
+
+
+def _worth_fitting(ds: xr.Dataset, dims: tuple[Any, ...]) -> np.ndarray:
+    """Return bool (*dims): on a whole cortex only what belongs to some ROI of its subject.
+
+    Elsewhere the readout is 0, and the prediction is the mean of the training images.
+    """
+    if "subject" not in dims or "roi_mask" not in ds:
+        return np.ones([ds.sizes[dim] for dim in dims], dtype=bool)
+    return np.asarray(ds["roi_mask"].any("roi").transpose(*dims).values)
 
 
 def _recipe(name: str, ds: xr.Dataset, backbone: Any, n_images: int) -> Any:

@@ -14,14 +14,13 @@ import numpy as np
 
 RADIUS = 0.095
 """Radius of the head, m."""
-CHANNELS: tuple[str, ...] = (
-    *"Fp1 F3 F7 FT9 FC5 FC1 C3 T7 TP9 CP5 CP1 Pz P3 P7 O1 Oz O2 P4 P8 TP10 CP6".split(),
-    *"CP2 Cz C4 T8 FT10 FC6 FC2 F4 F8 Fp2 AF7 AF3 AFz F1 F5 FT7 FC3 FCz C1 C5 TP7".split(),
-    *"CP3 P1 P5 PO7 PO3 POz PO4 PO8 P6 P2 CPz CP4 TP8 C6 C2 FC4 FT8 F6 F2 AF4 AF8".split(),
-)
+_NAMES = """
+Fp1 F3 F7 FT9 FC5 FC1 C3 T7 TP9 CP5 CP1 Pz P3 P7 O1 Oz O2 P4 P8 TP10 CP6 CP2 Cz C4 T8 FT10 FC6 FC2
+F4 F8 Fp2 AF7 AF3 AFz F1 F5 FT7 FC3 FCz C1 C5 TP7 CP3 P1 P5 PO7 PO3 POz PO4 PO8 P6 P2 CPz CP4 TP8
+C6 C2 FC4 FT8 F6 F2 AF4 AF8
+"""
+CHANNELS = tuple(_NAMES.split())
 """Names in the order of the data, that of THINGS-EEG2 and of BERG's models of it."""
-VISUAL = ("Pz", "PO3", "POz", "PO4", "O1", "Oz", "O2")
-"""The channel group ``visual``."""
 
 _RING = 72.0
 # Row -> inclination of its midline electrode from Cz towards the front, and azimuth of its

@@ -14,7 +14,7 @@ from typing import Literal
 import xarray as xr
 
 from nedx.config import cache_dir
-from nedx.errors import UnknownIdError, close_matches
+from nedx.errors import SelectionError, UnknownIdError, close_matches
 from nedx.selection import Names, Subjects, Times
 from nedx.store.location import Location
 
@@ -120,6 +120,14 @@ def open_simulation(
     return open_store(
         generate(name), group=group, subject=subject, roi=roi, channel=channel, time=time
     )
+
+
+def open_group(name: str, group: str | None = None) -> xr.Dataset:
+    """Open one group of a simulated store, as `open_simulation`, where it is a Dataset."""
+    ds = open_simulation(name, group=group)
+    if not isinstance(ds, xr.Dataset):
+        raise SelectionError(f"{name} has a group for each subject: type group='sub-01'")
+    return ds
 
 
 @contextmanager
