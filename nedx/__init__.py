@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from nedx import accessor as accessor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nedx.accessor import ned
     from nedx.by_name import pull, verify
     from nedx.catalog.listing import cite, describe, list, search
@@ -85,5 +87,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def __dir__() -> list[str]:
+def __dir__() -> Sequence[str]:
     return sorted({*globals(), *__all__})

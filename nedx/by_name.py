@@ -49,8 +49,7 @@ def pull(
     StoreError
         If it is unfinished, corrupt, or cannot be read.
     """
-    options = {"anonymous": anonymous, "storage_options": storage_options}
-    where = locate(place, catalog=catalog, **options)
+    where = locate(place, anonymous=anonymous, storage_options=storage_options, catalog=catalog)
     if into is None and isinstance(place, str):
         try:
             entry = resolve(place, catalog=catalog)

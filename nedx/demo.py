@@ -82,14 +82,14 @@ def run_demo(into: Path, console: Console) -> None:
         console.print(f"\n4. nedx.open_store('{url}/responses.zarr', subject={SUBJECT}, roi=[...])")
         piece = nedx.open_store(f"{url}/responses.zarr", subject=SUBJECT, roi=list(ROIS))
         console.print(piece.ned)
-        means = piece.ned.roi_mean(list(ROIS)).isel(image=slice(_SHOWN)).compute()
+        means = piece.ned.roi_mean(list(ROIS)).response.isel(image=slice(_SHOWN)).compute()
         console.print(
             f"streamed {traffic.bytes / 1e6:.2f} MB in {traffic.requests} requests; the store "
             f"holds {stored / 1e6:.1f} MB"
         )
 
     figure = into / "figure.png"
-    draw(means.response.isel(subject=0), images.pixels[:_SHOWN].values, figure)
+    draw(means.isel(subject=0), images.pixels[:_SHOWN].values, figure)
     console.print(f"\n5. the figure is {figure} (simulated responses of subject {SUBJECT})")
 
 
@@ -121,7 +121,7 @@ def make_images(folder: Path, console: Console) -> Path:
 
     source = cast(xr.Dataset, nedx.open("sim-images"))
     unseen = np.flatnonzero(source["partition"].values != "train")
-    _, first = np.unique(source["category"].values[unseen].astype(str), return_index=True)
+    _, first = np.unique(source["category"].values[unseen].tolist(), return_index=True)
     chosen = source.isel(image=unseen[np.sort(first)[:_IMAGES]])
     pixels = chosen["pixels"].values
     names = zip(chosen["category"].values, chosen["image_id"].values, strict=True)

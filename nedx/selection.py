@@ -164,7 +164,8 @@ def roi_mean(ds: xr.Dataset, name: Names) -> xr.Dataset:
     ds : Dataset
         Responses ``([subject,] image | trial, <neuroid>[, time])`` with ``roi_mask``.
     name : str or sequence of str
-        One ROI, which becomes a scalar coordinate ``roi``, or several, which become a dimension.
+        One ROI, which becomes a scalar coordinate ``roi``, or several, which become a dimension
+        in the place of the neuroid's.
 
     Returns
     -------
@@ -177,29 +178,39 @@ def roi_mean(ds: xr.Dataset, name: Names) -> xr.Dataset:
     SelectionError
         If the ROI is unknown, or no subject has a neuroid in it.
     """
-    if not isinstance(name, str):
-        return xr.concat([roi_mean(ds, str(one)) for one in _listed(name)], dim="roi")
     dim = _neuroid(ds, "roi")
     chosen = select(ds, roi=name)
-    mask = chosen["roi_mask"].isel(roi=0, drop=True).load()
-    # Division by NaN marks the subjects that have none of it.
-    counts = mask.sum(dim)
-    counts = counts.where(counts > 0).astype(np.float32)
-    means = {}
-    for key, array in chosen.data_vars.items():
-        if dim not in array.dims:
-            means[key] = array
-        elif role_dim(array, "stimulus") or role_dim(array, "trial"):
-            members = array.astype(np.float32).where(mask, 0)
-            mean = members.sum(dim, skipna=False) / counts
-            attrs = {**array.attrs, "long_name": f"mean {key} of {name}"}
-            means[key] = mean.transpose(*(d for d in array.dims if d != dim)).assign_attrs(
-                {**attrs, "cell_methods": f"{dim}: mean"}
-            )
-    kept = {key: c for key, c in ds.coords.items() if not {dim, "roi"} & set(c.dims)}
-    averaged = xr.Dataset(means, attrs=dict(ds.attrs))
-    averaged = averaged.drop_vars([c for c in averaged.coords if c not in kept])
-    return averaged.assign_coords(roi=np.array(name, dtype=object))
+    mask = chosen["roi_mask"].load()
+    absent = mask["roi"].values[~mask.any([d for d in mask.dims if d != "roi"]).values]
+    if absent.size:
+        raise SelectionError(f"no {dim} of these subjects belongs to {str(absent[0])!r}")
+    means = {
+        key: _mean_of_members(array, mask.variable, dim)
+        for key, array in chosen.data_vars.items()
+        if dim in array.dims and (role_dim(array, "stimulus") or role_dim(array, "trial"))
+    }
+    averaged = chosen.drop_dims(dim).assign(means)
+    return averaged.isel(roi=0) if isinstance(name, str) else averaged
+
+
+def _mean_of_members(array: xr.DataArray, mask: xr.Variable, dim: str) -> xr.Variable:
+    """Average ``array (..., dim, ...)`` over ``mask ([subject,] roi, dim)``; dim becomes roi."""
+    # Zero, not a weight of zero: what is not finite outside the ROIs must not reach the mean.
+    held = array.variable.astype(np.float32).where(mask.any("roi"), 0)
+    means = []
+    for roi in range(mask.sizes["roi"]):
+        own = mask.isel(roi=roi)
+        columns = np.flatnonzero(own.any([d for d in own.dims if d != dim]).values)
+        own = own.isel({dim: columns})
+        # Division by NaN marks the subjects that have none of it.
+        counts = own.sum(dim).astype(np.float32)
+        counts = counts.where(counts > 0)
+        means.append(held.isel({dim: columns}).where(own, 0).sum(dim, skipna=False) / counts)
+    joined = xr.Variable.concat(means, dim="roi")
+    joined = joined.transpose(*("roi" if d == dim else d for d in array.dims))
+    label = f"mean {array.attrs.get('long_name', array.name)}"
+    joined.attrs = {**array.attrs, "long_name": label, "cell_methods": f"{dim}: mean"}
+    return joined
 
 
 def _with_roi(
