@@ -135,8 +135,10 @@ class FeaturesTask:
     projection: np.ndarray | None = field(repr=False)
     device: str
 
-    def __dask_tokenize__(self) -> Any:
-        return "FeaturesTask", self.recipe.model_dump_json(), self.projection, self.device
+    def __dask_tokenize__(self) -> str:
+        # dask only prints what it gets here, and a printed array leaves out its middle.
+        recipe = self.recipe.model_dump_json()
+        return tokenize("nedx.FeaturesTask", recipe, self.projection, self.device)
 
     @property
     def count(self) -> int:

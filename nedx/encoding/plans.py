@@ -190,8 +190,9 @@ class Targets:
     rest: tuple[np.ndarray, ...] = ()
     subject_axis: bool = True
 
-    def __dask_tokenize__(self) -> Any:
-        return "nedx.Targets", self.heads, self.rows, self.rest, self.subject_axis
+    def __dask_tokenize__(self) -> str:
+        # dask only prints what it gets here, and a printed array leaves out its middle.
+        return tokenize("nedx.Targets", self.heads, self.rows, self.rest, self.subject_axis)
 
     @property
     def shape(self) -> tuple[int, ...]:
