@@ -373,7 +373,7 @@ def _eeg_coords() -> dict[str, Any]:
     place = {"units": "m", "long_name": "head frame, RAS"}
     described = {
         "nedx_role": "neuroid",
-        "montage": "10-10 on a sphere of 0.095 m",
+        "montage": "10-10 on a sphere of 0.095 m (BESA angles)",
         "reference": "average",
     }
     coords: dict[str, Any] = {

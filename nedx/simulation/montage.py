@@ -1,9 +1,10 @@
 """The 63 channels of the simulated EEG, placed on a sphere by the 10-10 system.
 
-Positions follow the rule of Oostenveld & Praamstra 2001 (Clin. Neurophysiol. 112:713): the ring
-through Fpz, T7, Oz and T8 lies 72 degrees from Cz and is divided in steps of 18 degrees; each
-coronal row is the circle through its outer electrodes on the ring and its electrode on the
-midline, divided evenly between them. FT9, FT10, TP9 and TP10 lie 18 degrees below the ring.
+The rule is that of Oostenveld & Praamstra 2001 (Clin. Neurophysiol. 112:713) on a sphere, where a
+tenth of the way over the head is 23 degrees, as in BESA's spherical coordinates: the ring through
+Fpz, T7, Oz and T8 lies 92 degrees from Cz and is divided in steps of 18 degrees; each coronal row
+is the circle through its outer electrodes on the ring and its electrode on the midline, divided
+evenly between them. FT9, FT10, TP9 and TP10 lie 23 degrees below the ring.
 """
 
 from __future__ import annotations
@@ -22,22 +23,23 @@ C6 C2 FC4 FT8 F6 F2 AF4 AF8
 CHANNELS = tuple(_NAMES.split())
 """Names in the order of the data, that of THINGS-EEG2 and of BERG's models of it."""
 
-_RING = 72.0
+_STEP = 23.0
+_RING = 4 * _STEP
 # Row -> inclination of its midline electrode from Cz towards the front, and azimuth of its
 # outermost electrodes on the ring from the front, degrees.
 _ROWS = {
-    "Fp": (72.0, 18.0),
-    "AF": (54.0, 36.0),
-    "F": (36.0, 54.0),
-    "FC": (18.0, 72.0),
-    "FT": (18.0, 72.0),
+    "Fp": (4 * _STEP, 18.0),
+    "AF": (3 * _STEP, 36.0),
+    "F": (2 * _STEP, 54.0),
+    "FC": (_STEP, 72.0),
+    "FT": (_STEP, 72.0),
     "C": (0.0, 90.0),
     "T": (0.0, 90.0),
-    "CP": (-18.0, 108.0),
-    "TP": (-18.0, 108.0),
-    "P": (-36.0, 126.0),
-    "PO": (-54.0, 144.0),
-    "O": (-72.0, 162.0),
+    "CP": (-_STEP, 108.0),
+    "TP": (-_STEP, 108.0),
+    "P": (-2 * _STEP, 126.0),
+    "PO": (-3 * _STEP, 144.0),
+    "O": (-4 * _STEP, 162.0),
 }
 _REGIONS = {
     "frontal": ("Fp", "AF", "F"),
@@ -93,7 +95,7 @@ def _direction(name: str) -> np.ndarray:
     azimuth = azimuth if right else -azimuth
     rank = (number + 1) // 2
     if rank == 5:
-        return _unit(_RING + 18.0, azimuth)
+        return _unit(_RING + _STEP, azimuth)
     if row in ("Fp", "O"):
         return _unit(_RING, azimuth)
     # 8 of the rows AF and PO and 7 of the others lie on the ring; both are the fourth outwards.
