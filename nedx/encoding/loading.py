@@ -68,20 +68,24 @@ class Network:
 
 @dataclass(frozen=True)
 class Arrays:
-    """The handles of the arrays of a group; reads metadata only."""
+    """The handles of the arrays of one store; reads metadata only.
 
-    group: str
+    Parameters
+    ----------
+    place : str
+        The store: equal models may lie in several places, and not be whole in each.
+    """
+
+    place: str
 
     def read(self, ref: ModelRef, device: str) -> zarr.Group:
-        """Open the group."""
+        """Open the root."""
         import zarr
 
         if ref.location is None:
             raise ModelError("this reference names no store to read weights from")
         store = ref.location.zarr_store()
-        return zarr.open_group(
-            store, mode="r", path=self.group, zarr_format=3, use_consolidated=not self.group
-        )
+        return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
 
 
 @dataclass
@@ -260,7 +264,7 @@ def _read(array: Any, subject: int | None, *selection: slice | np.ndarray) -> np
 
 
 def _group(ref: ModelRef, group: str) -> Any:
-    root = cache.get(ref, "cpu", Arrays(""))
+    root = cache.get(ref, "cpu", Arrays(repr(ref.location)))
     return root[group] if group else root
 
 
