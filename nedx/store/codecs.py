@@ -151,11 +151,13 @@ def template(
         name = str(key)
         stored = var.dtype
         if name in layout.streamed:
-            stored = stored_dtype(var.dtype, dtype)
+            # One number a sample, such as an onset, is small and stays exact.
+            keep = keep_bits if var.ndim > 1 else None
+            stored = stored_dtype(var.dtype, dtype) if var.ndim > 1 else var.dtype
             attrs = dict(var.attrs)
             attrs.pop("significant_bits", None)
-            if stored == np.float32 and keep_bits is not None and keep_bits < 23:
-                attrs["significant_bits"] = keep_bits
+            if stored == np.float32 and keep is not None and keep < 23:
+                attrs["significant_bits"] = keep
             zeros = da.zeros(var.shape, chunks=-1, dtype=stored)
             made[name] = (var.dims, zeros, attrs)
         encoding[name] = array_encoding(stored, layout.arrays[name])

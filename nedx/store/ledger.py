@@ -191,6 +191,18 @@ def release(location: Location, block: Block, run: Run) -> None:
         location.delete(key)
 
 
+def refuse_live_creator(location: Location) -> None:
+    """Raise where another process of this machine is beginning the same store."""
+    holder = _read_claim(location, CREATING)
+    if holder is None or holder.get("host") != socket.gethostname():
+        return
+    pid = int(holder["pid"])
+    if pid != os.getpid() and _exists(pid) and _born(pid) == holder.get("born", ""):
+        raise BlockClaimedError(
+            f"{location.url} is being created by pid {pid} on this machine; wait for it, or stop it"
+        )
+
+
 def record(location: Location, block: Block, objects: Mapping[str, StoredObject]) -> None:
     """Note in the ledger that a block is done; call it after its data are written."""
     location.write(

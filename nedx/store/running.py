@@ -50,7 +50,7 @@ def run_blocks(
     workers : int
         Blocks at a time without ``client``; one block is computed by the threads of dask.
     part : "i/n" or (i, n), optional
-        Only the blocks of part i (from 0) of n; other parts may be written meanwhile.
+        Only the blocks of part i of n, counted from 1; other parts may be written meanwhile.
     progress : bool or callable
         Show a bar, or call with (done, total) after each block.
     retries : int

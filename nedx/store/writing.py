@@ -155,6 +155,7 @@ class BlockWriter:
         groups = prepared_groups(ds)
         layouts = chosen_layouts(groups, layout)
         plan = make_plan(groups, layouts, recipe, location, keep_bits, extra, resume)
+        groups[""].attrs["nedx_blocks"] = len(plan.blocks)
         if overwrite:
             refuse_own_source(location, dataset_groups(ds))
         refuse_existing(location, overwrite=overwrite)
@@ -220,7 +221,7 @@ class BlockWriter:
         Parameters
         ----------
         part : "i/n" or (i, n), optional
-            Only the blocks of part i (from 0) of n.
+            Only the blocks of part i of n, counted from 1.
         rehash : bool
             Read the objects and compare their hashes too.
         """
@@ -312,7 +313,8 @@ class BlockWriter:
             values = aligned(ds[name], array, block, dim)
             axis = dims_of(array).index(dim)
             region = (slice(None),) * axis + (slice(block.start, block.stop),)
-            array[region] = as_stored(values, array.dtype, self.plan.keep_bits)
+            keep_bits = self.plan.keep_bits if array.ndim > 1 else None
+            array[region] = as_stored(values, array.dtype, keep_bits)
             check_written(array, axis, block, store.written, prefix + name)
         ledger.record(self.location, block, store.written)
         return store.written
@@ -432,6 +434,8 @@ def to_zarr(
         writer = BlockWriter.resume(location, parts)
     else:
         again = resume and location.exists(ledger.CREATING)
+        if again:
+            ledger.refuse_live_creator(location)
         writer = BlockWriter.create(
             ds,
             location,
@@ -452,7 +456,7 @@ def _part(blocks: Sequence[Block], part: str | tuple[int, int] | None) -> list[B
     try:
         index, count = (int(p) for p in (part.split("/") if isinstance(part, str) else part))
     except ValueError as error:
-        raise StoreError(f"a part is 'i/n', such as '0/4', not {part!r}") from error
-    if not 0 <= index < count:
-        raise StoreError(f"part {part!r} is not there: the parts of {count} are 0 to {count - 1}")
-    return list(blocks)[index::count]
+        raise StoreError(f"a part is 'i/n', such as '3/20', not {part!r}") from error
+    if not 1 <= index <= count:
+        raise StoreError(f"part {part!r} is not there: the parts of {count} are 1 to {count}")
+    return list(blocks)[index - 1 :: count]

@@ -233,14 +233,14 @@ def test_finalize_removes_leftovers_only(responses, tmp_path, small_blocks):
 def test_parts_of_one_plan_write_together(responses, tmp_path, small_blocks, store_bytes):
     layout = small_blocks(responses)
     writer = BlockWriter.create(responses, tmp_path / "a", "r", layout=layout)
-    assert run_blocks(writer, responses, part="0/2") == 2
+    assert run_blocks(writer, responses, part="1/2") == 2
     other = pickle.loads(pickle.dumps(BlockWriter.resume(tmp_path / "a", "r")))
-    assert run_blocks(other, responses, part=(1, 2), workers=2) == 1
+    assert run_blocks(other, responses, part=(2, 2), workers=2) == 1
     other.finalize()
     to_zarr(responses, tmp_path / "b", layout=layout, recipe="r")
     assert store_bytes(tmp_path / "a") == store_bytes(tmp_path / "b")
-    with pytest.raises(StoreError, match="0 to 1"):
-        writer.pending("2/2")
+    with pytest.raises(StoreError, match="1 to 2"):
+        writer.pending("0/2")
 
 
 def test_all_variables_of_a_block_share_one_pass(responses, tmp_path, small_blocks):
@@ -329,3 +329,33 @@ def test_bad_input_is_told_at_once_and_changes_nothing(responses, tmp_path):
     with pytest.raises(StoreError, match="keep_bits"):
         to_zarr(responses, tmp_path / "a", keep_bits=40)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_number_a_sample_stays_exact(responses, tmp_path):
+    onset = np.linspace(0.1, 5000.3, 20)
+    to_zarr(responses.assign(onset=("image", onset)), tmp_path / "a")
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a", path="onset")[:], onset)
+
+
+def test_a_store_opened_without_dask_is_copied_block_by_block(responses, tmp_path):
+    to_zarr(responses, tmp_path / "a")
+    to_zarr(xr.open_zarr(tmp_path / "a", chunks=None), tmp_path / "b")
+    first, second = (zarr.open_array(tmp_path / n, path="response")[:] for n in "ab")
+    np.testing.assert_array_equal(first, second)
+
+
+def test_no_images_are_a_store_without_blocks(responses, tmp_path):
+    to_zarr(responses.isel(image=slice(0, 0)), tmp_path / "a")
+    found = xr.open_zarr(tmp_path / "a", chunks=None)
+    assert found.sizes["image"] == 0
+    assert found.attrs["nedx_blocks"] == 0
+
+
+def test_weights_without_samples_are_written_at_once(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(3, 500, 40)).astype(np.float32)
+    ds = xr.Dataset({"readout": (("subject", "vertex", "component"), da.from_array(weights))})
+    layout = plan_dataset(ds, chunks={"readout": {"subject": 1, "vertex": 64}})
+    to_zarr(ds, tmp_path / "a", layout=layout)
+    stored = zarr.open_array(tmp_path / "a", path="readout", mode="r")
+    assert stored.chunks == (1, 64, 40)
+    np.testing.assert_array_equal(stored[:], weights)

@@ -107,7 +107,7 @@ def test_a_living_run_is_left_alone_and_named(tmp_path):
         assert socket.gethostname() in str(caught.value)
         assert "part=" in str(caught.value)
         # The others may be written beside it.
-        assert run_blocks(BlockWriter.resume(place, "r"), ds, part=(1, 2)) == 5
+        assert run_blocks(BlockWriter.resume(place, "r"), ds, part=(2, 2)) == 5
         assert len(writer.status().running) == 1
     finally:
         process.kill()
@@ -139,6 +139,23 @@ def test_a_claim_that_was_never_filled_is_taken_over(tmp_path, responses, small_
     writer, location = _claimed(tmp_path, responses, small_blocks(responses))
     location.write("_nedx/claims/000000.json", b"")
     assert run_blocks(writer, responses) == 3
+
+
+def test_a_creation_cut_short_begins_anew_unless_its_run_lives(tmp_path, responses):
+    location = Location.of(tmp_path / "a")
+    here = ledger.Run.here()
+    parent = {"id": "p", "host": here.host, "pid": os.getppid(), "started": 0.0}
+    location.write(ledger.CREATING, json.dumps({**parent, "born": "1"}).encode())
+    with pytest.raises(StoreError, match="resume=True"):
+        to_zarr(responses, tmp_path / "a")
+    stat = Path(f"/proc/{os.getppid()}/stat").read_text()
+    born = stat.rpartition(")")[2].split()[19]
+    location.write(ledger.CREATING, json.dumps({**parent, "born": born}).encode())
+    with pytest.raises(BlockClaimedError, match=f"pid {os.getppid()}"):
+        to_zarr(responses, tmp_path / "a", resume=True)
+    location.write(ledger.CREATING, json.dumps({**parent, "born": "1"}).encode())
+    to_zarr(responses, tmp_path / "a", resume=True)
+    assert verify(tmp_path / "a").ok
 
 
 def test_a_pid_that_came_back_is_not_the_run_that_died(tmp_path, responses, small_blocks):

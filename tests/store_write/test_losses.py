@@ -52,7 +52,7 @@ def test_two_writers_never_share_a_shard(responses, tmp_path, small_blocks):
     writer = BlockWriter.create(ds, tmp_path / "a", "r", layout=layout)
     parts = [BlockWriter.resume(tmp_path / "a") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: run_blocks(parts[i], ds, part=(i, 4)), range(4)))
+        list(pool.map(lambda i: run_blocks(parts[i], ds, part=(i + 1, 4)), range(4)))
     writer.finalize()
     assert (zarr.open_array(tmp_path / "a", path="response")[:] == 1.0).all()
 

@@ -9,6 +9,7 @@ from nedx.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from nedx.store.running import run_blocks
 from nedx.store.verifying import verify
 from nedx.store.writing import BlockWriter, to_zarr
+from tests.servers import HttpServer
 
 
 def _flip(path):
@@ -54,7 +55,7 @@ def test_an_unfinished_store_says_how_far_it_is(responses, tmp_path, small_block
     writer = BlockWriter.create(
         responses, tmp_path / "a", "r", layout=small_blocks(responses), resume="do this again"
     )
-    run_blocks(writer, responses, part="0/2")
+    run_blocks(writer, responses, part="1/2")
     report = verify(tmp_path / "a")
     assert not report.complete
     assert not report.ok
@@ -83,3 +84,16 @@ def test_a_damaged_manifest_is_said(responses, tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CorruptStoreError, match="no manifest"):
         verify(tmp_path / "a")
+
+
+def test_a_store_is_verified_over_http(responses, tmp_path, small_blocks):
+    to_zarr(responses, tmp_path / "a", layout=small_blocks(responses))
+    server = HttpServer(tmp_path)
+    try:
+        report = verify(f"{server.url}/a")
+        assert report.ok
+        assert report.fingerprint == verify(tmp_path / "a").fingerprint
+        (tmp_path / "a/response/c/0/1/0").unlink()
+        assert [str(bad) for bad in verify(f"{server.url}/a").bad] == ["response/c/0/1/0: missing"]
+    finally:
+        server.close()
