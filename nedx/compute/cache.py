@@ -83,8 +83,20 @@ def _nbytes(value: Any) -> int:
     return int(getattr(value, "nbytes", 0))
 
 
-models = ModelCache(int(float(os.environ.get("NEDX_MODEL_CACHE_GB", "4")) * 1e9))
-"""The cache of this process; ``NEDX_MODEL_CACHE_GB`` sets how much it keeps (4)."""
+def _limit() -> int:
+    """Return ``NEDX_MODEL_CACHE_GB`` in bytes, or else a quarter of the memory, 4 GB at least."""
+    given = os.environ.get("NEDX_MODEL_CACHE_GB")
+    if given:
+        return int(float(given) * 1e9)
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        memory = 0
+    return max(4 * 10**9, memory // 4)
+
+
+models = ModelCache(_limit())
+"""The cache of this process; ``NEDX_MODEL_CACHE_GB`` sets how much it keeps."""
 
 
 def get(ref: ModelRef, device: str = "cpu", part: Hashable = None) -> Any:
