@@ -7,7 +7,6 @@ misbehaves on demand: ``with server.faulty("503", match="/c/", times=2): ...``.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 import time
@@ -254,8 +253,6 @@ class S3Server:
         from moto.server import ThreadedMotoServer
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        # moto refuses anonymous requests of accounts only if told; boto3 itself needs some keys.
-        os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
         self.counter = Counter()
         self._moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._moto.start()

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
 from nedx.errors import CorruptStoreError, NedxError, StoreError
-from nedx.store.location import remote_errors
+from nedx.store.location import is_transient, pauses, remote_errors
 from nedx.store.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
     from nedx.store.location import Location
 
 logger = logging.getLogger(__name__)
-
-TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-ATTEMPTS = 5
-FIRST_DELAY = 0.1  # seconds; doubles with each attempt
 
 _METADATA_NAMES = frozenset({"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"})
 
@@ -82,18 +77,17 @@ class GuardedStore(WrapperStore):
     async def _get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None
     ) -> Buffer | None:
-        for attempt in range(1, ATTEMPTS + 1):
+        for pause in pauses():
             try:
                 return await self._store.get(key, prototype, byte_range)
             except NedxError:
                 raise
             except remote_errors() as error:
-                if attempt == ATTEMPTS or not is_transient(error):
+                if pause is None or not is_transient(error):
                     raise self._location.failed(error, key) from error
-                delay = FIRST_DELAY * 2 ** (attempt - 1)
-                logger.info("%s: %s; again in %.1f s", key, error, delay)
-                await asyncio.sleep(delay)
-        raise AssertionError("unreachable")
+                logger.info("%s: %s; again in %.1f s", key, error, pause)
+                await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
 
     async def _promised(self) -> frozenset[str]:
         """Return the keys that the manifest lists; none where there is no manifest."""
@@ -122,16 +116,6 @@ class GuardedStore(WrapperStore):
                 f"type: nedx pull {self._location.url}"
             )
             raise StoreError(message)
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed a moment later."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status in TRANSIENT_STATUS
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return False
-    transient = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError)
-    return isinstance(error, (*transient, ConnectionError))
 
 
 @contextmanager

@@ -9,12 +9,18 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+import zarr
+from xarray.backends import BackendArray, ZarrStore
+from xarray.core.indexing import LazilyIndexedArray
 
 from nedx.compute.planned import Indexer, PlannedArray
 from nedx.store.guard import reading
 
 TARGET_BYTES = 32 * 2**20
 """What one task reads, uncompressed: enough to pay for its overhead, little to hold."""
+
+
+_PATH = "nedx_path"
 
 
 @dataclass(frozen=True)
@@ -29,21 +35,17 @@ class StoredPlan:
         What remains of each axis: a slice of step 1, or positions.
     asked : mapping of str to int
         Block lengths that a person asked for; the other axes are planned.
-    name, url : str
-        The array and its store, for messages.
     token : str
-        Stands for the content of the store in the names of dask's tasks.
+        Stands for the content of the array in the names of dask's tasks.
     """
 
     variable: xr.Variable
     indexers: tuple[Indexer, ...]
     asked: Mapping[Any, int] = field(default_factory=dict)
-    name: str = ""
-    url: str = ""
     token: str = ""
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
-        return (type(self).__name__, self.token, self.name, self.url, self.indexers)
+        return (type(self).__name__, self.token, self.indexers)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,8 +70,7 @@ class StoredPlan:
 
     def read(self) -> np.ndarray:
         """Read what remains."""
-        with reading(self.name, self.url):
-            return np.asarray(self.variable[self.indexers].values)
+        return np.asarray(self.variable[self.indexers].values)
 
     def build(self) -> da.Array:
         """Return the dask array: no stored chunk is read by two of its tasks."""
@@ -100,7 +101,8 @@ class StoredPlan:
                 lengths.append(_regular(self.shape[axis], asked))
                 continue
             per_shard = max(1, shards[axis] // max(1, stored[axis]))
-            count = _whole_shards(min(budget, max(1, len(np.unique(touched[axis])))), per_shard)
+            needed = max(1, len(np.unique(touched[axis])))
+            count = needed if needed <= budget else _whole_shards(budget, per_shard)
             lengths.append(_lengths(touched[axis], count, self.indexers[axis]))
             budget = max(1, budget // count)
         return tuple(reversed(lengths))
@@ -109,13 +111,54 @@ class StoredPlan:
         return np.empty((0,) * self.ndim, self.dtype)
 
 
-def plan_variable(
-    variable: xr.Variable, *, chunks: Mapping[Any, int], name: str, url: str, token: str
-) -> xr.Variable:
+def plan_variable(variable: xr.Variable, asked: Mapping[Any, int], token: str) -> xr.Variable:
     """Return a lazily stored variable as a `PlannedArray`, dims and attributes kept."""
     whole: tuple[Indexer, ...] = tuple(slice(0, size) for size in variable.shape)
-    plan = StoredPlan(variable, whole, chunks, name, url, token)
+    # Groups hold variables of the same name.
+    plan = StoredPlan(variable, whole, asked, f"{token}/{variable.encoding.get(_PATH, '')}")
     return xr.Variable(variable.dims, PlannedArray(plan), variable.attrs)
+
+
+class CheckedStore(ZarrStore):
+    """What xarray reads of a group, with checksum errors that say what to type.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        What to read.
+    url : str
+        The store, for messages.
+    """
+
+    __slots__ = ("url",)
+
+    def __init__(self, group: zarr.Group, url: str):
+        # In Zarr 2 the fill value is what marks missing values.
+        fill_is_missing = group.metadata.zarr_format == 2
+        super().__init__(group, mode="r", use_zarr_fill_value_as_mask=fill_is_missing)
+        self.url = url
+
+    def open_store_variable(self, name: str) -> xr.Variable:
+        """Return a variable whose reading is checked."""
+        variable = super().open_store_variable(name)
+        path = f"{self.zarr_group.path}/{name}".lstrip("/")
+        data = LazilyIndexedArray(_CheckedArray(variable._data.array, path, self.url))
+        encoding = {**variable.encoding, _PATH: path}
+        return xr.Variable(variable.dims, data, variable.attrs, encoding)
+
+
+class _CheckedArray(BackendArray):
+    def __init__(self, array: Any, name: str, url: str):
+        self.array, self.name, self.url = array, name, url
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        with reading(self.name, self.url):
+            return self.array[key]
+
+    async def async_getitem(self, key: Any) -> Any:
+        with reading(self.name, self.url):
+            return await self.array.async_getitem(key)
 
 
 def _read_block(plan: StoredPlan, block: tuple[slice, ...]) -> np.ndarray:

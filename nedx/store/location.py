@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -16,6 +18,12 @@ import zarr.storage
 
 from nedx.errors import CredentialsError, MissingExtraError, StoreError, StoreExistsError
 
+ATTEMPTS = 5
+FIRST_DELAY = 0.1
+"""Seconds to wait before the second attempt; twice as long before each that follows."""
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "hf": "hub"}
 _ANONYMOUS: dict[str, dict[str, Any]] = {
     "gs": {"token": "anon"},
@@ -36,6 +44,7 @@ _ERROR_CLASSES = (
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
 )
+_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REFUSED = {"401", "403"}
 # s3fs and gcsfs raise many classes for this; these words are what they have in common.
 _REFUSED_WORDS = ("NoCredentials", "CredentialRetrieval", "Anonymous caller", "Forbidden")
@@ -70,10 +79,21 @@ class Location:
         anonymous: bool | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> Location:
-        """Make a location of a path, a URL or a location; local paths become absolute."""
+        """Make a location of a path, a URL or a location; local paths become absolute.
+
+        Raises
+        ------
+        StoreError
+            If it is a chain of file systems, such as ``simplecache::https://...``.
+        """
         if isinstance(place, Location):
             return place
         text = str(place)
+        if "::" in text:
+            raise StoreError(
+                f"{text} chains file systems, which Zarr 3 cannot read through. To keep a copy, "
+                f"type: nedx pull {text.rpartition('::')[2]}"
+            )
         if text.startswith("file://"):
             text = text.removeprefix("file://")
         if "://" not in text:
@@ -144,12 +164,30 @@ class Location:
             If the store refuses, or cannot be reached.
         """
         filesystem, path = self.filesystem()
-        try:
-            return filesystem.cat_file(f"{path}/{key}")
-        except FileNotFoundError:
-            raise
-        except remote_errors() as error:
-            raise self.failed(error, key) from error
+        data: bytes = self.patiently(key, lambda: filesystem.cat_file(f"{path}/{key}"))
+        return data
+
+    def patiently(self, key: str, request: Callable[[], T]) -> T:
+        """Make a request again where that may well help: fsspec's http does not by itself.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such object.
+        CredentialsError, StoreError
+            If the store refuses, or cannot be reached.
+        """
+        for pause in pauses():
+            try:
+                return request()
+            except FileNotFoundError:
+                raise
+            except remote_errors() as error:
+                if pause is None or not is_transient(error):
+                    raise self.failed(error, key) from error
+                _log.info("%s: %s; again in %.1f s", key, error, pause)
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
 
     def write(self, key: str, data: bytes) -> None:
         """Write a small object, whole or not at all."""
@@ -241,3 +279,23 @@ def remote_errors() -> tuple[type[Exception], ...]:
         if module in sys.modules:
             found.append(getattr(sys.modules[module], name))
     return tuple(found)
+
+
+def pauses() -> Iterator[float | None]:
+    """Yield the seconds to wait after each attempt that fails; None after the last."""
+    for attempt in range(ATTEMPTS - 1):
+        yield FIRST_DELAY * 2**attempt
+    yield None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may well succeed a moment later."""
+    aiohttp = sys.modules.get("aiohttp")
+    if aiohttp is not None:
+        if isinstance(error, aiohttp.ClientResponseError):
+            return error.status in _TRANSIENT_STATUS
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            return False
+        if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError):
+            return True
+    return isinstance(error, ConnectionError | TimeoutError)

@@ -15,7 +15,6 @@ import xarray as xr
 import zarr
 import zarr.errors
 from dask.base import tokenize
-from xarray.backends import ZarrStore
 
 from nedx._rules import refuse_newer
 from nedx.errors import (
@@ -28,8 +27,8 @@ from nedx.errors import (
 )
 from nedx.schema import restore_index, subject_label
 from nedx.selection import Names, Subjects, Times, select
-from nedx.store.guard import GuardedStore, reading
-from nedx.store.lazy import plan_variable
+from nedx.store.guard import GuardedStore
+from nedx.store.lazy import CheckedStore, plan_variable
 from nedx.store.ledger import StorePlan
 from nedx.store.location import Location
 
@@ -123,7 +122,7 @@ def open_store(
     if subjects:
         return _open_ragged(root, subjects, subject, request)
     node = root if group is None else _descend(root, group, location)
-    lazy = _lazy_dataset(node)
+    lazy = _lazy_dataset(node, location)
     _refuse_empty(node, lazy, location)
     return _open_datasets([lazy], subject, request, xr.Dataset())[0]
 
@@ -238,9 +237,10 @@ def _open_ragged(
     root: zarr.Group, names: list[str], subject: Subjects | None, request: _Request
 ) -> xr.Dataset | xr.DataTree:
     wanted = names if subject is None else _wanted(subject, names)
-    shared = _lazy_dataset(root)
+    location = request.location
+    shared = _lazy_dataset(root, location)
     shared.attrs.pop("nedx_kind", None)
-    members = [_lazy_dataset(_descend(root, name, request.location)) for name in wanted]
+    members = [_lazy_dataset(_descend(root, name, location), location) for name in wanted]
     opened = _open_datasets(members, None, request, shared)
     if subject is not None and len(opened) == 1:
         return opened[0].assign_attrs(subject_ids=wanted)
@@ -260,9 +260,9 @@ def _wanted(subject: Subjects, names: list[str]) -> list[str]:
     return labels
 
 
-def _lazy_dataset(node: zarr.Group) -> xr.Dataset:
+def _lazy_dataset(node: zarr.Group, location: Location) -> xr.Dataset:
     """Return what xarray sees of a group, before anything of it is read."""
-    store = ZarrStore(node, mode="r", use_zarr_fill_value_as_mask=node.metadata.zarr_format == 2)
+    store = CheckedStore(node, location.url)
     return xr.open_dataset(store, chunks=None, create_default_indexes=False, decode_timedelta=False)
 
 
@@ -279,15 +279,10 @@ def _open_datasets(
         for ds, own in zip(whole, members, strict=True)
     ]
     # What subjects share is one object, and read once.
-    unique = {id(v): (name, v) for labels in sources for name, v in labels.items()}
-
-    def load(label: tuple[str, xr.Variable]) -> xr.Variable:
-        name, variable = label
-        with reading(name, request.location.url):
-            return _as_object(variable.load())
+    unique = {id(variable): variable for labels in sources for variable in labels.values()}
 
     with ThreadPoolExecutor(_CONCURRENT) as pool:
-        loaded = dict(zip(unique, pool.map(load, unique.values()), strict=True))
+        loaded = dict(zip(unique, pool.map(_load, unique.values()), strict=True))
     return [
         _finish(ds, {name: loaded[id(v)] for name, v in labels.items()}, subject, request)
         for ds, labels in zip(whole, sources, strict=True)
@@ -316,7 +311,9 @@ def _labels(ds: xr.Dataset, selection: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name in ds.variables]
 
 
-def _as_object(variable: xr.Variable) -> xr.Variable:
+def _load(variable: xr.Variable) -> xr.Variable:
+    """Read a label; strings as objects, for indexes and comparisons that work as ever."""
+    variable = variable.load()
     if variable.dtype.kind not in "TU":
         return variable
     return xr.Variable(variable.dims, variable.values.astype(object), variable.attrs)
@@ -329,13 +326,7 @@ def _finish(
     if request.chunks is not None:
         asked = {} if request.chunks == "auto" else dict(request.chunks)
         planned = {
-            name: plan_variable(
-                ds.variables[name],
-                chunks=asked,
-                name=str(name),
-                url=request.location.url,
-                token=request.token,
-            )
+            name: plan_variable(ds.variables[name], asked, request.token)
             for name in ds.data_vars
             if name not in labels
         }

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -15,11 +13,8 @@ from typing import Any
 
 from nedx.config import cache_dir
 from nedx.errors import CorruptStoreError, StoreExistsError
-from nedx.store.guard import ATTEMPTS, FIRST_DELAY, is_transient
-from nedx.store.location import Location, remote_errors
+from nedx.store.location import Location
 from nedx.store.manifest import MANIFEST, Manifest, StoredObject, read_manifest
-
-logger = logging.getLogger(__name__)
 
 _AT_ONCE = 8
 _PARTIAL = ".partial"
@@ -182,20 +177,13 @@ def _inside(folder: Path, key: str) -> Path:
 def _download(location: Location, key: str, target: Path) -> None:
     """Stream an object to a file, trying again what may well succeed a moment later."""
     filesystem, path = location.filesystem()
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            filesystem.get_file(f"{path}/{key}", str(target))
-            return
-        except FileNotFoundError as error:
-            raise CorruptStoreError(
-                f"{location.url} is incomplete: {key} was written and is gone. "
-                f"Type: nedx verify {location.url}"
-            ) from error
-        except remote_errors() as error:
-            if attempt == ATTEMPTS or not is_transient(error):
-                raise location.failed(error, key) from error
-            logger.info("%s: %s; again", key, error)
-            time.sleep(FIRST_DELAY * 2 ** (attempt - 1))
+    try:
+        location.patiently(key, lambda: filesystem.get_file(f"{path}/{key}", str(target)))
+    except FileNotFoundError as error:
+        raise CorruptStoreError(
+            f"{location.url} is incomplete: {key} was written and is gone. "
+            f"Type: nedx verify {location.url}"
+        ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -13,6 +14,7 @@ import zarr
 
 from nedx.errors import CorruptStoreError, SchemaError, SelectionError, StoreError
 from nedx.store.opening import IncompleteStoreWarning, open_store
+from nedx.store.writing import BlockWriter, to_zarr
 from tests.laziness import computes_at_most
 from tests.stored import stored_bytes
 
@@ -168,6 +170,30 @@ def test_several_such_subjects_are_a_tree_and_what_they_share_is_read_once(web, 
         open_store(f"{web.url}/ragged.zarr", subject=[1, 3])
 
 
+def test_subjects_of_one_shape_are_not_mixed_up(truth, tmp_path):
+    members = {f"sub-0{i + 1}": truth.isel(subject=i, drop=True) for i in range(2)}
+    to_zarr(xr.DataTree.from_dict(members), tmp_path / "two.zarr", keep_bits=None)
+    tree = open_store(tmp_path / "two.zarr")
+    one, two = dask.compute(tree["sub-01/response"].data, tree["sub-02/response"].data)
+    np.testing.assert_array_equal([one, two], truth["response"].values)
+
+
+def test_tasks_have_the_same_names_each_time(shelf):
+    first, second = (open_store(shelf / "plain.zarr")["response"].data for _ in range(2))
+    assert first.name == second.name
+    assert first.name != open_store(shelf / "sharded.zarr")["response"].data.name
+
+
+def test_what_was_opened_is_written_by_xarray_without_ado(shelf, truth, tmp_path):
+    """Encodings of the sharded source would not fit the blocks (spec 2.2)."""
+    opened = open_store(shelf / "sharded.zarr", subject=1, roi="V1")
+    opened.drop_indexes("image_id").to_zarr(tmp_path / "copy.zarr", zarr_format=3)
+    again = open_store(tmp_path / "copy.zarr")
+    np.testing.assert_array_equal(
+        again["response"].values, truth["response"].values[:1, :, 110:150]
+    )
+
+
 def test_groups_open_by_name(shelf, truth):
     opened = open_store(shelf / "ragged.zarr", group="truth")
     np.testing.assert_array_equal(opened["noise_ceiling"].values, truth["noise_ceiling"].values)
@@ -221,8 +247,6 @@ def test_the_store_of_a_newer_nedx_asks_for_an_upgrade(shelf, tmp_path):
 
 
 def test_an_unfinished_store_says_how_much_is_there_and_how_to_go_on(truth, tmp_path):
-    from nedx.store.writing import BlockWriter
-
     writer = BlockWriter.create(truth, tmp_path / "half.zarr", "recipe", keep_bits=None)
     first = writer.blocks[0]
     with pytest.warns(IncompleteStoreWarning, match=rf"0 of {len(writer.blocks)} .*resume=True"):
