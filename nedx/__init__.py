@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nedx.accessor import ned
-    from nedx.by_name import pull, verify
-    from nedx.catalog.listing import cite, describe, list, search
+    from nedx.by_name import cite, pull, verify
+    from nedx.catalog.listing import describe, list, search
     from nedx.catalog.resolving import open
     from nedx.encoding.encode import encode
     from nedx.encoding.features import encode_features
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "LinearEncoder": "nedx.encoding.model",
     "RidgeEncoder": "nedx.encoding.ridge",
-    "cite": "nedx.catalog.listing",
+    "cite": "nedx.by_name",
     "describe": "nedx.catalog.listing",
     "encode": "nedx.encoding.encode",
     "encode_features": "nedx.encoding.features",

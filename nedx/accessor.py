@@ -96,7 +96,7 @@ class DatasetNed:
 
     def cite(self) -> CitationText:
         """Say how to cite it; see `nedx.cite`."""
-        from nedx.catalog.listing import cite
+        from nedx.by_name import cite
 
         return cite(self._obj)
 
@@ -170,7 +170,7 @@ class DataTreeNed:
 
     def cite(self) -> CitationText:
         """Say how to cite it; see `nedx.cite`."""
-        from nedx.catalog.listing import cite
+        from nedx.by_name import cite
 
         return cite(self._obj)
 

@@ -1,4 +1,4 @@
-"""`pull` and `verify` for all that `nedx.open` opens: ids of catalogs, paths and URLs."""
+"""`pull`, `verify` and `cite` for all that `nedx.open` opens: ids of catalogs, paths and URLs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
+from nedx.catalog import listing
+from nedx.catalog.entries import Entry
 from nedx.catalog.resolving import locate, pulled_path, resolve
 from nedx.errors import UnknownIdError
 from nedx.store import pulling, verifying
@@ -95,3 +99,51 @@ def verify(
     """
     where = locate(place, anonymous=anonymous, storage_options=storage_options, catalog=catalog)
     return verifying.verify(where, sample=sample, seed=seed)
+
+
+def cite(
+    what: str | Path | Location | Entry | xr.Dataset | xr.DataTree,
+    *,
+    catalog: str | Path | None = None,
+) -> listing.CitationText:
+    """Say how to cite data or a model.
+
+    Parameters
+    ----------
+    what : str, Path, Location, Entry, Dataset or DataTree
+        An id, the path or URL of a store, or data. Of data that a model made, the model is cited.
+    catalog : str or Path, optional
+        One more catalog to look in.
+
+    Returns
+    -------
+    CitationText
+        ``print`` it, or take ``.bibtex``.
+
+    Raises
+    ------
+    UnknownIdError
+        If no catalog names the id.
+    CatalogError
+        If the attributes say nothing that could be cited.
+    """
+    if isinstance(what, str) and "/" not in what and not Path(what).exists():
+        return listing.cite(what, catalog=catalog)
+    if isinstance(what, str | Path | Location):
+        from nedx.store.opening import open_store
+
+        what = open_store(what)
+    return listing.cite(what if isinstance(what, Entry) else _signed(what), catalog=catalog)
+
+
+def _signed(data: xr.Dataset | xr.DataTree) -> xr.Dataset:
+    """Return an empty Dataset with all attributes that say what made these data."""
+    nodes = data.subtree if isinstance(data, xr.DataTree) else [data]
+    made_by = {
+        name: value
+        for node in nodes
+        for variable in node.data_vars.values()
+        for name, value in variable.attrs.items()
+        if name in ("model_id", "model_version")
+    }
+    return xr.Dataset(attrs={**made_by, **data.attrs})

@@ -23,8 +23,9 @@ from rich.text import Text
 import nedx
 from nedx.errors import NedxError, NedxWarning
 
-out = Console(highlight=False, markup=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+out = Console(**_PLAIN, width=None if sys.stdout.isatty() else 120)
+err = Console(**_PLAIN, stderr=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,14 +113,15 @@ def _opened(arguments: argparse.Namespace) -> xr.Dataset | xr.DataTree:
 
 def _encode(arguments: argparse.Namespace) -> None:
     images = nedx.open_images(arguments.images, size=arguments.size, fit=arguments.fit)
-    model = nedx.load_model(arguments.model)
-    responses = nedx.encode(images, model, device=arguments.device, **_selection(arguments))
-    place = nedx.to_zarr(
-        responses,
+    place = nedx.synthesize(
+        images,
+        arguments.model,
         arguments.place,
+        device=arguments.device,
         overwrite=arguments.overwrite,
         resume=arguments.resume,
         progress=not arguments.quiet,
+        **_selection(arguments),
     )
     err.print(f"written to {place.url}")
 
@@ -149,8 +151,7 @@ def _validate(arguments: argparse.Namespace) -> None:
 
 
 def _cite(arguments: argparse.Namespace) -> None:
-    place = arguments.place
-    citation = nedx.cite(nedx.open_store(place) if _is_path(place) else place)
+    citation = nedx.cite(arguments.place)
     out.print(citation.bibtex if arguments.bibtex else str(citation))
 
 

@@ -74,8 +74,8 @@ def run_demo(into: Path, console: Console) -> None:
     console.print(responses.ned)
 
     store = into / "responses.zarr"
-    console.print(f"\n3. responses.ned.to_zarr({str(store)!r})")
-    responses.ned.to_zarr(store, overwrite=True, progress=True)
+    console.print(f"\n3. responses.drop_vars('pixels').ned.to_zarr({str(store)!r})")
+    responses.drop_vars("pixels").ned.to_zarr(store, overwrite=True, progress=True)
     stored = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
 
     with serve(into) as (url, traffic):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import json
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -47,7 +49,7 @@ def describe(obj: xr.Dataset | xr.DataTree) -> Card:
     if isinstance(obj, xr.DataTree):
         return _describe_tree(obj)
     kind = find_kind(obj) or "Dataset"
-    rows = [*_origin(obj, kind), *_axes(obj), *_arrays(obj), *_provenance(obj.attrs)]
+    rows = [*_origin(obj, kind), *_axes(obj), *_arrays(obj), *_provenance(_all_attrs(obj))]
     title = obj.attrs.get("title") or obj.attrs.get("dataset")
     return Card(f"nedx {kind}" + (f": {title}" if title else ""), tuple(rows))
 
@@ -92,7 +94,8 @@ def _describe_tree(tree: xr.DataTree) -> Card:
         ds = tree.children[name].to_dataset(inherit=True)
         sizes = ", ".join(_counted(size, str(dim)) for dim, size in _main_sizes(ds).items())
         rows.append((name, sizes))
-    rows += _provenance(tree.attrs)
+    children = [_all_attrs(tree.children[name].dataset) for name in subjects[:1]]
+    rows += _provenance({**(children[0] if children else {}), **tree.attrs})
     title = tree.attrs.get("title") or tree.attrs.get("dataset")
     return Card("nedx DataTree" + (f": {title}" if title else ""), tuple(rows))
 
@@ -190,6 +193,13 @@ def _arrays(ds: xr.Dataset) -> list[tuple[str, str]]:
     return rows
 
 
+def _all_attrs(ds: xr.Dataset) -> dict[Hashable, Any]:
+    """Return the attributes of a Dataset, and those by which its main variable says its origin."""
+    main = next((ds[name].attrs for name in _MAIN if name in ds.data_vars), {})
+    origin = ("model_id", "model_version", "image_preprocessing")
+    return {**{name: main[name] for name in origin if name in main}, **ds.attrs}
+
+
 def _provenance(attrs: Mapping[Hashable, Any]) -> list[tuple[str, str]]:
     rows = []
     if model := _versioned(attrs):
@@ -223,6 +233,9 @@ def _plain(value: Any) -> str:
     """Return an attribute on one line of bounded length."""
     if value is None or value == "":
         return _MISSING
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
     if isinstance(value, Mapping):
         value = value.get("name", ", ".join(f"{k}={v}" for k, v in value.items()))
     text = " ".join(str(value).split())

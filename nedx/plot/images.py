@@ -57,6 +57,8 @@ def plot_image_responses(
         thumbnail.imshow(image)
         thumbnail.axis("off")
     units = responses.attrs.get("units", "")
+    if units == "1":
+        units = str(responses.attrs.get("normalization", ""))
     name = responses.attrs.get("long_name", "response")
     ax.figure.colorbar(drawn, ax=ax, label=f"{name} ({units})" if units else name, shrink=0.8)
     return ax
