@@ -109,10 +109,13 @@ def test_noise_is_what_is_stated():
 def test_repeats_tell_the_true_ceiling():
     from nedx.metrics.noise_ceiling import noise_ceiling
 
-    ds = open_simulation("sim-eeg", channel=["Oz", "PO8", "Pz"], subject=1, time=(0.1, 0.2))
-    test = ds["partition"].values == "test"
-    trials = ds["response"].isel(image=test).astype("f4").load()
-    truth = open_simulation("sim-eeg", group="truth", channel=["Oz", "PO8", "Pz"], subject=1)
-    expected = truth["noise_ceiling"].sel(time=slice(0.1, 0.2)).load()
-    found = noise_ceiling(trials)
-    assert float(np.abs(found - expected).mean()) < 0.06
+    # Noise that agrees with the signal by chance moves the estimate of one channel by some 0.05
+    # even with 650 images, at all its times alike; over channels and subjects it evens out.
+    channels = [*("P7", "P8", "PO7", "PO3", "POz", "PO4", "PO8"), *("O1", "Oz", "O2", "Pz")]
+    ds = open_simulation("sim-eeg", channel=channels, time=(0.1, 0.3))
+    truth = open_simulation("sim-eeg", group="truth", channel=channels, time=(0.1, 0.3))
+    signal = truth["noise_free"].astype("f4").load().var("image")
+    expected = signal / (signal + truth["noise_sd"].load() ** 2 / 4)
+    found = noise_ceiling(ds["response"].astype("f4").load())
+    assert float(np.abs(found - expected).mean()) < 0.05
+    assert abs(float((found - expected).mean())) < 0.015

@@ -78,7 +78,7 @@ def test_hemispheres_see_the_other_side_and_ventral_sees_up(patches):
 
 def test_borders_are_mirrors():
     """The elevation does not jump where V1 meets V2 and V2 meets V3."""
-    v = -np.linspace(0.01, 36, 4000)
+    v = -np.linspace(0.01, 67, 4000)
     seen = look_up(np.full(v.shape, 25.0), v, "L", MEAN)
     kept = (seen.area >= 0) & (seen.area < 4)
     assert list(dict.fromkeys(seen.area[kept])) == [0, 1, 2, 3]

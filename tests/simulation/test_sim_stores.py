@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,7 +182,7 @@ def test_two_processes_get_one_store(tmp_path, monkeypatch):
     images = Path(generate("sim-images").url)
     folder = tmp_path / "simulation" / images.parent.name
     folder.mkdir(parents=True)
-    shutil.copytree(images, folder / images.name)
+    (folder / images.name).symlink_to(images)
     monkeypatch.setenv("NEDX_CACHE", str(tmp_path))
     code = "from nedx.simulation import generate; print(generate('sim-eeg').url)"
     running = [
