@@ -35,15 +35,22 @@ def round_mantissa(values: np.ndarray, keep_bits: int | None) -> np.ndarray:
     """
     if keep_bits is None or keep_bits >= 23 or values.dtype != np.float32:
         return values
-    shift = np.uint32(23 - keep_bits)
-    one = np.uint32(1)
+    shift = 23 - keep_bits
+    mask = np.uint32(0xFFFFFFFF ^ ((1 << shift) - 1))
     bits = np.ascontiguousarray(values).view(np.uint32)
-    mask = ~np.uint32((1 << int(shift)) - 1)
-    half = np.uint32((1 << (int(shift) - 1)) - 1)
-    rounded = ((bits + half + ((bits >> shift) & one)) & mask).view(np.float32)
-    cut = (bits & mask).view(np.float32)
-    rounded = np.where(np.isinf(rounded), cut, rounded)
-    return np.where(np.isfinite(values), rounded, values)
+    rounded = bits >> np.uint32(shift)
+    rounded &= np.uint32(1)
+    rounded += np.uint32((1 << (shift - 1)) - 1)
+    rounded += bits
+    rounded &= mask
+    special = ~np.isfinite(values)
+    if special.any():
+        rounded[special] = bits[special]
+    result = rounded.view(np.float32)
+    overflowed = np.isinf(result) & ~special
+    if overflowed.any():
+        rounded[overflowed] = bits[overflowed] & mask
+    return result.reshape(values.shape)
 
 
 def stored_dtype(dtype: np.dtype, name: str) -> np.dtype:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -84,8 +85,10 @@ def run_blocks(
             finished = _in_threads(writer, tasks, workers)
         else:
             finished = (write_block(writer, block, piece) for block, piece in tasks)
-        for done, _ in enumerate(finished, start=1):
-            report(done, total)
+        # Closed before the run ends, so that no thread outlives its claims.
+        with closing(finished):
+            for done, _ in enumerate(finished, start=1):
+                report(done, total)
     return total
 
 
@@ -122,7 +125,7 @@ def _block_dataset(writer: BlockWriter, ds: xr.Dataset, block: Block) -> xr.Data
 
 def _in_threads(
     writer: BlockWriter, tasks: Iterator[tuple[Block, xr.Dataset]], workers: int
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     with ThreadPoolExecutor(workers, thread_name_prefix="nedx-block") as pool:
 
         def submit(task: tuple[Block, xr.Dataset]) -> Future[int]:
@@ -146,7 +149,7 @@ def _on_cluster(
     client: Any,
     retries: int,
     resources: Mapping[str, float] | None,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     from distributed import as_completed
 
     def submit(task: tuple[Block, xr.Dataset]) -> Any:
@@ -158,7 +161,7 @@ def _on_cluster(
             block,
             culled,
             "synchronous",
-            key=f"nedx-write-{writer.run.id}-{block.name}",
+            key=f"nedx-write-{block.name}-{uuid.uuid4().hex}",
             pure=False,
             retries=retries,
             resources=dict(resources) if resources else None,

@@ -213,6 +213,41 @@ def test_a_write_cut_short_by_a_limit_is_told_and_resumed(tmp_path):
     assert verify(tmp_path / "a").ok
 
 
+def _broken_at_8(responses):
+    def fail(block, block_info=None):
+        if block_info[0]["array-location"][1][0] == 8:
+            raise RuntimeError("broken image")
+        return block
+
+    data = responses.response.data.rechunk((2, 8, 6))
+    data = data.map_blocks(fail, meta=np.empty((0, 0, 0), "f4"))
+    return responses.assign(response=(responses.response.dims, data))
+
+
+def test_a_block_that_fails_stops_no_other(tmp_path, responses, small_blocks):
+    layout = small_blocks(responses)
+    writer = BlockWriter.create(responses, tmp_path / "a", "r", layout=layout)
+    with pytest.raises(RuntimeError, match="broken image"):
+        run_blocks(writer, _broken_at_8(responses), workers=3)
+    assert [b.start for b in writer.pending()] == [8]
+    assert not list((tmp_path / "a/_nedx/claims").iterdir())
+    assert not list((tmp_path / "a/_nedx/runs").iterdir())
+    assert run_blocks(writer, responses) == 1
+
+
+def test_a_block_that_fails_on_a_cluster_is_told(tmp_path, responses, small_blocks):
+    distributed = pytest.importorskip("distributed")
+    layout = small_blocks(responses)
+    writer = BlockWriter.create(responses, tmp_path / "a", "r", layout=layout)
+    with distributed.Client(
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as client:
+        with pytest.raises(RuntimeError, match="broken image"):
+            run_blocks(writer, _broken_at_8(responses), client=client, retries=0)
+        assert run_blocks(writer, responses, client=client) >= 1
+    assert writer.pending() == []
+
+
 def test_killed_workers_of_a_cluster_lose_nothing(tmp_path, store_bytes):
     distributed = pytest.importorskip("distributed")
     values = np.random.default_rng(0).normal(size=(40, 30)).astype("f4")
