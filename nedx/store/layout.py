@@ -103,6 +103,8 @@ class Layout:
         Number of samples in a block.
     size : int
         Number of samples.
+    streamed : tuple of str
+        The variables that are written block by block.
     """
 
     arrays: Mapping[str, ArrayLayout]
@@ -203,34 +205,43 @@ def plan_dataset(
         if dim in var.dims and var.dtype.kind in "biufc"
     )
     block = block or _plan_block(ds, streamed, dim)
-    arrays: dict[str, ArrayLayout] = {}
-    for key, var in ds.variables.items():
-        name = str(key)
-        dims = tuple(str(d) for d in var.dims)
-        if name in given["chunks"] or name in given["shards"]:
-            arrays[name] = _given_layout(var, given["chunks"].get(name), given["shards"].get(name))
-        elif (
-            key in ds.coords
-            or var.dtype.kind not in "iufc"
-            or var.ndim == 1
-            and name not in streamed
-        ):
-            arrays[name] = ArrayLayout(tuple(max(1, n) for n in var.shape))
-        else:
-            arrays[name] = plan_layout(
-                dims,
-                var.shape,
-                var.dtype,
-                sample=dim,
-                block=block if name in streamed else None,
-                max_objects=max_objects,
-            )
+    arrays = {
+        str(key): _array_layout(
+            var,
+            given,
+            str(key),
+            dim,
+            block if key in streamed else None,
+            max_objects,
+            label=key in ds.coords,
+        )
+        for key, var in ds.variables.items()
+    }
     if dim is None or not streamed:
         return Layout(arrays)
     units = [arrays[name].unit[ds[name].dims.index(dim)] for name in streamed]
     whole = math.lcm(*units)
     extent = whole * max(1, math.ceil(block / whole))
     return Layout(arrays, dim, extent, ds.sizes[dim], streamed)
+
+
+def _array_layout(
+    var: xr.Variable,
+    given: Mapping[str, Mapping[str, Mapping[str, int]]],
+    name: str,
+    dim: str | None,
+    block: int | None,
+    max_objects: int,
+    *,
+    label: bool,
+) -> ArrayLayout:
+    """Choose the layout of one variable; ``block`` is None for what is not streamed."""
+    if name in given["chunks"] or name in given["shards"]:
+        return _given_layout(var, given["chunks"].get(name), given["shards"].get(name))
+    if block is None and (label or var.ndim < 2 or var.dtype.kind not in "iufc"):
+        return ArrayLayout(tuple(max(1, n) for n in var.shape))
+    dims = tuple(str(d) for d in var.dims)
+    return plan_layout(dims, var.shape, var.dtype, sample=dim, block=block, max_objects=max_objects)
 
 
 def _sample_dim(ds: xr.Dataset) -> str | None:

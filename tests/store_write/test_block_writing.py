@@ -210,6 +210,7 @@ def test_a_lost_object_is_written_again(responses, tmp_path, small_blocks):
         writer.finalize()
 
 
+@pytest.mark.filterwarnings("ignore:Object at README.md")
 def test_finalize_removes_leftovers_only(responses, tmp_path, small_blocks):
     writer = BlockWriter.create(responses, tmp_path / "a", "r", layout=small_blocks(responses))
     run_blocks(writer, responses)

@@ -109,6 +109,7 @@ def test_coordinates_of_fill_values_are_written(responses, tmp_path):
     assert (tmp_path / "a/cortex/c/0").exists()
 
 
+@pytest.mark.filterwarnings("ignore:The data type", "ignore:Consolidated metadata")
 def test_finishing_keeps_all_attributes(responses, tmp_path):
     # Dataset.to_zarr(mode="a") of something without attributes wipes those of the store.
     _plain_xarray(responses, tmp_path / "plain")
