@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -15,6 +16,9 @@ from nedx.errors import UnknownIdError
 from nedx.store import pulling, verifying
 from nedx.store.location import Location
 from nedx.store.verifying import VerifyReport
+
+if TYPE_CHECKING:
+    from nedx.encoding.model import LinearEncoder
 
 
 def pull(
@@ -102,7 +106,7 @@ def verify(
 
 
 def cite(
-    what: str | Path | Location | Entry | xr.Dataset | xr.DataTree,
+    what: str | Path | Location | Entry | xr.Dataset | xr.DataTree | LinearEncoder,
     *,
     catalog: str | Path | None = None,
 ) -> listing.CitationText:
@@ -110,8 +114,9 @@ def cite(
 
     Parameters
     ----------
-    what : str, Path, Location, Entry, Dataset or DataTree
-        An id, the path or URL of a store, or data. Of data that a model made, the model is cited.
+    what : str, Path, Location, Entry, Dataset, DataTree or LinearEncoder
+        An id, the path or URL of a store, data or a model. Of data that a model made, the model
+        is cited.
     catalog : str or Path, optional
         One more catalog to look in.
 
@@ -130,14 +135,62 @@ def cite(
     if isinstance(what, str) and "/" not in what and not Path(what).exists():
         return listing.cite(what, catalog=catalog)
     if isinstance(what, str | Path | Location):
-        from nedx.store.opening import open_store
-
-        what = open_store(what)
+        what = read(what)
     return listing.cite(what if isinstance(what, Entry) else _signed(what), catalog=catalog)
 
 
-def _signed(data: xr.Dataset | xr.DataTree) -> xr.Dataset:
+def read(
+    place: str | Path | Location,
+    *,
+    anonymous: bool | None = None,
+    catalog: str | Path | None = None,
+) -> xr.Dataset | xr.DataTree | LinearEncoder:
+    """Open what lies at a place, data or a model, by what its metadata say it is.
+
+    Parameters
+    ----------
+    place : str, Path or Location
+        An id, a path or a URL.
+    anonymous : bool, optional
+        Read without credentials.
+    catalog : str or Path, optional
+        One more catalog to look in.
+
+    Returns
+    -------
+    Dataset, DataTree or LinearEncoder
+
+    Raises
+    ------
+    StoreError
+        If nothing can be opened there.
+    """
+    where = locate(place, anonymous=anonymous, catalog=catalog)
+    if _is_model(where):
+        from nedx.encoding.model import load_model
+
+        return load_model(where)
+    from nedx.store.opening import open_store
+
+    return open_store(where)
+
+
+def _is_model(where: Location) -> bool:
+    try:
+        metadata = json.loads(where.read("zarr.json"))
+    except (FileNotFoundError, ValueError):
+        # `open_store` says what is wrong.
+        return False
+    return metadata.get("attributes", {}).get("nedx_kind") == "model"
+
+
+def _signed(data: xr.Dataset | xr.DataTree | LinearEncoder) -> xr.Dataset:
     """Return an empty Dataset with all attributes that say what made these data."""
+    if not isinstance(data, xr.Dataset | xr.DataTree):
+        recipe = data.recipe
+        said = {"model_id": recipe.model_id, "model_version": recipe.version}
+        said |= {"license": recipe.license or "", "references": recipe.citation or ""}
+        return xr.Dataset(attrs=said)
     nodes = data.subtree if isinstance(data, xr.DataTree) else [data]
     made_by = {
         name: value

@@ -81,6 +81,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
+    from nedx.by_name import read
     from nedx.catalog.resolving import resolve
     from nedx.errors import UnknownIdError
     from nedx.repr import as_rich, describe
@@ -97,18 +98,14 @@ def _info(arguments: argparse.Namespace) -> None:
         else:
             out.print(repr(nedx.describe(arguments.place)))
         return
-    card = describe(_opened(arguments))
-    if arguments.json:
-        _print_json(dict(card.rows))
+    opened = read(arguments.place, **_reach(arguments))
+    if not isinstance(opened, xr.Dataset | xr.DataTree):
+        said = opened.recipe.model_dump(mode="json", exclude_none=True)
+        _print_json(said) if arguments.json else out.print(repr(opened))
+    elif arguments.json:
+        _print_json(dict(describe(opened).rows))
     else:
-        out.print(as_rich(card))
-
-
-def _opened(arguments: argparse.Namespace) -> xr.Dataset | xr.DataTree:
-    """Open what an id, a path or a URL names as data, also where it is a model."""
-    from nedx.catalog.resolving import locate
-
-    return nedx.open_store(locate(arguments.place, **_reach(arguments)))
+        out.print(as_rich(describe(opened)))
 
 
 def _encode(arguments: argparse.Namespace) -> None:
@@ -146,7 +143,12 @@ def _report(report: Any, *, as_json: bool) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> None:
-    nedx.validate(_opened(arguments))
+    from nedx.by_name import read
+
+    opened = read(arguments.place, **_reach(arguments))
+    if not isinstance(opened, xr.Dataset | xr.DataTree):
+        raise NedxError(f"{arguments.place} is a model; validate checks data")
+    nedx.validate(opened)
     err.print(f"{arguments.place} obeys the schema")
 
 

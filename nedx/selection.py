@@ -180,12 +180,12 @@ def roi_mean(ds: xr.Dataset, name: Names) -> xr.Dataset:
     """
     dim = _neuroid(ds, "roi")
     chosen = select(ds, roi=name)
-    mask = chosen["roi_mask"].load()
-    absent = mask["roi"].values[~mask.any([d for d in mask.dims if d != "roi"]).values]
+    mask = chosen["roi_mask"].variable.copy().load()
+    absent = chosen["roi"].values[~mask.any([d for d in mask.dims if d != "roi"]).values]
     if absent.size:
         raise SelectionError(f"no {dim} of these subjects belongs to {str(absent[0])!r}")
     means = {
-        key: _mean_of_members(array, mask.variable, dim)
+        key: _mean_of_members(array, mask, dim)
         for key, array in chosen.data_vars.items()
         if dim in array.dims and (role_dim(array, "stimulus") or role_dim(array, "trial"))
     }

@@ -149,3 +149,14 @@ def test_pull_command_and_verify_by_path(folder, model, tmp_path, capsys):
     xr.testing.assert_identical(
         nedx.open_store(tmp_path / "copy").compute(), nedx.open_store(place).compute()
     )
+
+
+def test_commands_on_a_model(model, capsys):
+    assert main(["info", model]) == 0
+    assert "tiny" in capsys.readouterr().out
+    assert main(["info", model, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model_id"] == "tiny"
+    assert main(["cite", model]) == 0
+    assert "tiny" in capsys.readouterr().out
+    assert main(["validate", model]) == 1
+    assert "is a model" in capsys.readouterr().err
