@@ -23,6 +23,8 @@ from nedx.store.manifest import STATE, RecordingStore, StoredObject
 
 _log = logging.getLogger(__name__)
 _VOLATILE = ("date_created", "history", "nedx_status")
+_TASK_BYTES = 384_000_000
+_FEW_SAMPLES = 16
 _MARKS = ("zarr.json", ".zgroup", ".zarray", ledger.CREATING)
 
 
@@ -77,15 +79,49 @@ def prepared_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
     return made
 
 
+def plan_groups(groups: Mapping[str, xr.Dataset], block: int | None = None) -> dict[str, Layout]:
+    """Choose the layout of each group, with the same blocks in all.
+
+    One task then writes the same images of all groups, and computes once what they share.
+
+    Parameters
+    ----------
+    groups : mapping of str to Dataset
+        Of one store.
+    block : int, optional
+        Number of samples in a block, rounded up to whole objects. Chosen if None.
+
+    Returns
+    -------
+    dict of str to Layout
+    """
+    plans = {group: plan_dataset(node, block=block) for group, node in groups.items()}
+    streamed = {group: plan for group, plan in plans.items() if plan.streamed}
+    if len(streamed) < 2:
+        return plans
+    common = block or min(plan.block for plan in streamed.values())
+    per_sample = sum(
+        groups[group][name].nbytes / max(1, plan.size)
+        for group, plan in streamed.items()
+        for name in plan.streamed
+    )
+    while block is None and common > _FEW_SAMPLES and common * per_sample > _TASK_BYTES:
+        common //= 2
+    plans = {group: plan_dataset(node, block=common) for group, node in groups.items()}
+    # Whole objects may have made blocks longer.
+    common = max(plans[group].block for group in streamed)
+    return {group: plan_dataset(node, block=common) for group, node in groups.items()}
+
+
 def chosen_layouts(
     groups: Mapping[str, xr.Dataset], given: Layout | Mapping[str, Layout] | None
 ) -> dict[str, Layout]:
     """Take or choose the layout of each group, and refuse blocks that would share objects."""
     if isinstance(given, Layout):
         given = {"": given}
-    chosen = dict(given or {})
+    chosen = {**plan_groups(groups), **(given or {})}
     for group, node in groups.items():
-        layout = chosen.setdefault(group, plan_dataset(node))
+        layout = chosen[group]
         if set(layout.arrays) != {str(name) for name in node.variables}:
             raise StoreError(
                 f"the layout names {', '.join(layout.arrays)}, the Dataset has "

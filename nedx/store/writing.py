@@ -44,7 +44,6 @@ from nedx.store.manifest import (
 )
 
 _log = logging.getLogger(__name__)
-_VOLATILE = ("date_created", "history", "nedx_status")
 
 
 @dataclass(frozen=True)
@@ -424,30 +423,75 @@ def to_zarr(
     from nedx.store.running import run_blocks
 
     location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
-    if overwrite and resume:
-        raise StoreError("give overwrite=True or resume=True, not both")
-    parts = recipe_parts(recipe) if recipe is not None else dataset_recipe(ds, dtype, keep_bits)
-    if resume and location.exists(MANIFEST) and not location.exists(ledger.PLAN):
-        check_recipe(location, read_manifest(location).recipe, parts)
+    parts = recipe if recipe is not None else dataset_recipe(ds, dtype, keep_bits)
+    writer = begin(
+        ds,
+        location,
+        parts,
+        overwrite=overwrite,
+        resume=resume,
+        dtype=dtype,
+        keep_bits=keep_bits,
+        layout=layout,
+    )
+    if writer is None:
         return location
-    if resume and location.exists(ledger.PLAN):
-        writer = BlockWriter.resume(location, parts)
-    else:
-        again = resume and location.exists(ledger.CREATING)
-        if again:
-            ledger.refuse_live_creator(location)
-        writer = BlockWriter.create(
-            ds,
-            location,
-            parts,
-            overwrite=overwrite or again,
-            dtype=dtype,
-            keep_bits=keep_bits,
-            layout=layout,
-        )
     run_blocks(writer, ds, client=client, workers=workers, progress=progress)
     writer.finalize()
     return location
+
+
+def begin(
+    ds: xr.Dataset | xr.DataTree,
+    location: Location,
+    recipe: str | Mapping[str, str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    dtype: Literal["float32", "float16"] = "float32",
+    keep_bits: int | None = 10,
+    layout: Layout | Mapping[str, Layout] | None = None,
+) -> BlockWriter | None:
+    """Create a store, or go on with it; None where it is complete already.
+
+    Parameters
+    ----------
+    ds, recipe, overwrite, resume, dtype, keep_bits, layout
+        As in `to_zarr`.
+    location : Location
+        Where.
+
+    Returns
+    -------
+    BlockWriter or None
+
+    Raises
+    ------
+    StoreExistsError
+        If there is something at ``location``; nothing was changed.
+    StoreError
+        If the data cannot be stored, or a store to resume was made from others.
+    """
+    if overwrite and resume:
+        raise StoreError("give overwrite=True or resume=True, not both")
+    parts = recipe_parts(recipe)
+    if resume and location.exists(MANIFEST) and not location.exists(ledger.PLAN):
+        check_recipe(location, read_manifest(location).recipe, parts)
+        return None
+    if resume and location.exists(ledger.PLAN):
+        return BlockWriter.resume(location, parts)
+    again = resume and location.exists(ledger.CREATING)
+    if again:
+        ledger.refuse_live_creator(location)
+    return BlockWriter.create(
+        ds,
+        location,
+        parts,
+        overwrite=overwrite or again,
+        dtype=dtype,
+        keep_bits=keep_bits,
+        layout=layout,
+    )
 
 
 def _part(blocks: Sequence[Block], part: str | tuple[int, int] | None) -> list[Block]:

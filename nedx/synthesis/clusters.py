@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,24 +10,25 @@ from typing import Any
 
 from nedx.errors import StoreError, require
 
-# glibc gives large tensors back to the system after each batch where these are not set, and the
-# page faults cost a third of the time. dask's nanny sets the first, so that ours must stand before.
+# Where the first is set, as dask does, and the second is not, glibc gives large tensors back to
+# the system after each batch, and the page faults cost a third of the time.
 _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
 }
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @contextmanager
-def local_cluster(workers: int = 2, threads: int = 1) -> Iterator[Any]:
+def local_cluster(workers: int = 2, threads: int | None = None) -> Iterator[Any]:
     """Run a cluster of processes on this machine while the block lasts.
 
     Parameters
     ----------
     workers : int
-        Processes; torch uses one thread in each.
-    threads : int
-        Tasks at a time in each.
+        Processes; each computes one block at a time.
+    threads : int, optional
+        Threads of torch in each; the cores are shared out by default.
 
     Yields
     ------
@@ -38,18 +40,22 @@ def local_cluster(workers: int = 2, threads: int = 1) -> Iterator[Any]:
         If distributed is not installed.
     """
     distributed = require("distributed", "distributed")
-    with _environment(_MALLOC):
-        cluster = distributed.LocalCluster(
+    import dask
+
+    count = str(threads or max(1, (os.cpu_count() or 1) // workers))
+    environment = {**_MALLOC, **dict.fromkeys(_THREADS, count)}
+    # The nanny keeps them for workers that it starts again. What is set already stays.
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
+        distributed.LocalCluster(
             n_workers=workers,
-            threads_per_worker=threads,
+            threads_per_worker=1,
             dashboard_address=None,
-            silence_logs=50,
-        )
-    try:
-        with distributed.Client(cluster) as client:
-            yield client
-    finally:
-        cluster.close()
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
 
 
 @contextmanager
@@ -86,17 +92,7 @@ def worker_resources(client: Any) -> dict[str, float] | None:
     dict or None
         ``{"GPU": 1}`` where any worker was started with ``--resources GPU=1``.
     """
+    if client is None:
+        return None
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return {"GPU": 1} if any(w.get("resources", {}).get("GPU") for w in workers) else None
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables that are not set yet, and take them back."""
-    new = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            os.environ.pop(name, None)

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from nedx.errors import ModelError, StoreError
-from nedx.store.building import chosen_layouts, dataset_groups, make_plan, prepared_groups
+from nedx.store.building import dataset_groups, make_plan
 from nedx.store.codecs import as_stored
 from nedx.store.layout import Block
+from nedx.store.ledger import PLAN
 from nedx.store.location import Location
-from nedx.store.manifest import MANIFEST, Manifest
+from nedx.store.manifest import MANIFEST, Manifest, read_manifest
 from nedx.store.opening import open_store
 from nedx.store.running import Progress, run_blocks
 from nedx.store.verifying import VerifyReport
 from nedx.store.verifying import verify as verify_store
-from nedx.store.writing import BlockWriter, WriteStatus, to_zarr
+from nedx.store.writing import BlockWriter, WriteStatus, begin
 from nedx.synthesis.clusters import connected, local_cluster, worker_resources
-from nedx.synthesis.recipe import SynthesisRecipe, provenance, without_pixels
-
-_log = logging.getLogger(__name__)
+from nedx.synthesis.recipe import SynthesisRecipe, build
 
 
 def init(
     images: str | Path,
-    model: str,
+    model: str | Path,
     place: str | Path | Location,
     *,
     overwrite: bool = False,
@@ -46,7 +45,7 @@ def init(
     images : str or Path
         A folder, an HDF5 brick, a Zarr store or a catalog id of stimuli. Every machine that runs
         the job must reach it under this name.
-    model : str
+    model : str or Path
         Catalog id, path or URL of the model.
     place : str, Path or Location
         Where the store shall be.
@@ -70,15 +69,16 @@ def init(
     """
     location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
     given = {name: _plain(value) for name, value in options.items() if value is not None}
-    recipe = SynthesisRecipe(images=_everywhere(images), model=str(model), **given)
+    recipe = SynthesisRecipe(images=_everywhere(images), model=_everywhere(model), **given)
     built = recipe.build()
     writer = BlockWriter.create(
-        built,
+        built.data,
         location,
-        recipe.parts(built),
+        built.parts,
         overwrite=overwrite,
         dtype=recipe.dtype,
         keep_bits=recipe.keep_bits,
+        layout=built.layouts,
         extra={"synthesis": recipe.model_dump(mode="json")},
         resume=f"nedx synth run {location.url}",
     )
@@ -125,19 +125,17 @@ def run(
         If another living run is at the same blocks.
     """
     location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
-    if _is_complete(location):
+    if location.exists(MANIFEST):
+        finalize(location)
         return status(location)
-    writer, recipe = _planned(location)
-    built = recipe.build()
+    built = _recipe_of(location).build()
     # Compares images, model and settings with those of the plan.
-    writer = BlockWriter.resume(location, recipe.parts(built))
-    with ExitStack() as stack:
-        if client is not None:
-            client = stack.enter_context(connected(client))
-        elif workers is not None and workers > 1:
-            client = stack.enter_context(local_cluster(workers))
-        resources = worker_resources(client) if client is not None else None
-        run_blocks(writer, built, client=client, part=part, progress=progress, resources=resources)
+    writer = BlockWriter.resume(location, built.parts)
+    with cluster(client, workers) as client:
+        resources = worker_resources(client)
+        run_blocks(
+            writer, built.data, client=client, part=part, progress=progress, resources=resources
+        )
     if part is None:
         writer.finalize()
     return status(location)
@@ -151,8 +149,9 @@ def status(
 ) -> WriteStatus:
     """Say how far a store is."""
     location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
-    if _is_complete(location):
-        total = int(open_store(location).attrs["nedx_blocks"])
+    if location.exists(MANIFEST):
+        root = zarr.open_group(location.zarr_store(), mode="r")
+        total = int(root.attrs.get("nedx_blocks", 0))  # type: ignore[arg-type]
         return WriteStatus(location.url, total, total, complete=True)
     return BlockWriter.resume(location).status()
 
@@ -171,6 +170,8 @@ def finalize(
         If blocks are missing.
     """
     location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
+    if location.exists(MANIFEST) and not location.exists(PLAN):
+        return read_manifest(location)
     return BlockWriter.resume(location).finalize()
 
 
@@ -183,9 +184,10 @@ def synthesize(
     workers: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    dtype: str = "float32",
+    dtype: Literal["float32", "float16"] = "float32",
     keep_bits: int | None = 10,
-    progress: bool = False,
+    block: int | None = None,
+    progress: bool | Progress = False,
     anonymous: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -210,8 +212,10 @@ def synthesize(
         Delete what is at ``place``.
     dtype, keep_bits
         As in `nedx.to_zarr`.
-    progress : bool
-        Show a bar.
+    block : int, optional
+        Images that one task computes and writes; chosen if None.
+    progress : bool or callable
+        Show a bar, or call with (done, total).
     anonymous, storage_options
         How to reach ``place``.
     **options
@@ -228,28 +232,25 @@ def synthesize(
     StoreError
         If an unfinished store was begun with other images or another model.
     """
-    from nedx.encoding import encode
-
     location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
-    built = without_pixels(encode(ds, model, **options))
-    settings = {name: value for name, value in options.items() if name != "device"}
-    parts = {**provenance(built), "settings": repr(sorted(settings.items()))}
-    with ExitStack() as stack:
-        if client is not None:
-            client = stack.enter_context(connected(client))
-        elif workers is not None and workers > 1:
-            client = stack.enter_context(local_cluster(workers))
-        return to_zarr(
-            built,
-            location,
-            overwrite=overwrite,
-            resume=resume,
-            dtype=dtype,  # type: ignore[arg-type]
-            keep_bits=keep_bits,
-            recipe=parts,
-            client=client,
-            progress=progress,
-        )
+    storage: dict[str, Any] = {"dtype": dtype, "keep_bits": keep_bits}
+    built = build(ds, model, options, storage, block=block)
+    writer = begin(
+        built.data,
+        location,
+        built.parts,
+        overwrite=overwrite,
+        resume=resume,
+        layout=built.layouts,
+        **storage,
+    )
+    if writer is None:
+        return location
+    with cluster(client, workers) as client:
+        resources = worker_resources(client)
+        run_blocks(writer, built.data, client=client, progress=progress, resources=resources)
+    writer.finalize()
+    return location
 
 
 @dataclass(frozen=True)
@@ -332,19 +333,29 @@ def verify(
         )
     recipe = SynthesisRecipe(**made_by)
     expected = recipe.build()
-    built = dataset_groups(expected)
-    groups = prepared_groups(expected)
-    layouts = chosen_layouts(groups, None)
-    blocks = make_plan(groups, layouts, "", location, recipe.keep_bits, None, None).blocks
-    count = min(len(blocks), max(1, round(recompute * len(blocks))))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(blocks), count, replace=False))
+    was, now = dataset_groups(stored), dataset_groups(expected.data)
+    _check_same_labels(location, was, now)
+    plan = make_plan(now, expected.layouts, "", location, recipe.keep_bits, None, None)
+    count = min(len(plan.blocks), max(1, round(recompute * len(plan.blocks))))
+    chosen = np.random.default_rng(seed).choice(len(plan.blocks), count, replace=False)
+    chosen.sort()
     deviations = [
-        _deviation(
-            blocks[i], dataset_groups(stored)[blocks[i].group], built[blocks[i].group], recipe
-        )
-        for i in chosen
+        _deviation(block, was[block.group], now[block.group], recipe)
+        for block in (plan.blocks[i] for i in chosen)
     ]
-    return RecomputeReport(report, tuple(int(i) for i in chosen), max(deviations))
+    return RecomputeReport(report, tuple(chosen.tolist()), max(deviations))
+
+
+def _check_same_labels(
+    location: Location, was: Mapping[str, xr.Dataset], now: Mapping[str, xr.Dataset]
+) -> None:
+    """Raise where a store is not all of what its recipe makes, as a selection of it is."""
+    for group, ds in now.items():
+        if group not in was or dict(was[group].sizes) != dict(ds.sizes):
+            raise ModelError(
+                f"{location.url} is not all that its recipe makes (group {group!r} differs in "
+                "size), so it cannot be computed again"
+            )
 
 
 def _deviation(
@@ -352,31 +363,41 @@ def _deviation(
 ) -> float:
     """Return the largest difference of a block, relative to its largest response."""
     span = slice(block.start, block.stop)
-    was = np.asarray(stored["response"].isel(image=span).values, np.float32)
-    computed = built["response"].isel(image=span).values
+    lazy = built["response"].isel(image=span)
+    was = np.asarray(stored["response"].isel(image=span).transpose(*lazy.dims).values, np.float32)
+    computed = lazy.values
     now = np.asarray(as_stored(computed, np.dtype(recipe.dtype), recipe.keep_bits), np.float32)
     return float(np.abs(was - now).max() / max(np.abs(now).max(), np.finfo(np.float32).tiny))
 
 
-def _planned(location: Location) -> tuple[BlockWriter, SynthesisRecipe]:
-    writer = BlockWriter.resume(location)
-    content = writer.plan.extra.get("synthesis")
+@contextmanager
+def cluster(client: Any, workers: int | None) -> Iterator[Any]:
+    """Give the client to use: of a cluster by address, of one on this machine, or None."""
+    if client is not None:
+        with connected(client) as known:
+            yield known
+    elif workers is not None and workers > 1:
+        with local_cluster(workers) as started:
+            yield started
+    else:
+        yield None
+
+
+def _recipe_of(location: Location) -> SynthesisRecipe:
+    plan = BlockWriter.resume(location).plan
+    content = plan.extra.get("synthesis")
     if content is None:
         raise StoreError(
             f"{location.url} was not begun by 'nedx synth init', so there is no recipe to run; "
-            f"to go on, type: {writer.plan.resume}"
+            f"to go on, type: {plan.resume}"
         )
-    return writer, SynthesisRecipe(**content)
+    return SynthesisRecipe(**content)
 
 
-def _is_complete(location: Location) -> bool:
-    return location.exists(MANIFEST)
-
-
-def _everywhere(images: str | Path) -> str:
+def _everywhere(place: str | Path) -> str:
     """Make a path absolute, so that a job can run from another folder."""
-    path = Path(images).expanduser()
-    return str(path.absolute()) if path.exists() else str(images)
+    path = Path(place).expanduser()
+    return str(path.absolute()) if path.exists() else str(place)
 
 
 def _plain(value: Any) -> Any:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import xarray as xr
+from dask.base import tokenize
 from pydantic import BaseModel, ConfigDict
 
-from nedx.errors import StimulusError, UnknownIdError
+from nedx.errors import StimulusError, StoreError, UnknownIdError
+from nedx.stimuli.sources import BrickSource, FileSource
+from nedx.store.building import dataset_groups, plan_groups, prepared_groups
+from nedx.store.layout import Layout
 
 Selected = str | int | tuple[str | int, ...] | None
 
@@ -35,6 +39,8 @@ class SynthesisRecipe(BaseModel):
         Of the stored responses.
     keep_bits : int or None
         Mantissa bits of float32 that are kept.
+    block : int or None
+        Images that one task computes and writes; chosen if None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,29 +51,29 @@ class SynthesisRecipe(BaseModel):
     subject: Selected = None
     roi: str | tuple[str, ...] | None = None
     channel: str | tuple[str, ...] | None = None
-    time: tuple[float | None, float | None] | None = None
+    time: tuple[float | None, float | None] | float | None = None
     device: str = "auto"
     precision: Literal["float32", "bf16", "fp16"] | None = None
     batch_size: int | None = None
     dtype: Literal["float32", "float16"] = "float32"
     keep_bits: int | None = 10
+    block: int | None = None
 
-    def build(self) -> xr.Dataset | xr.DataTree:
+    def build(self) -> Built:
         """Return what shall be written, lazily: responses without the pixels behind them."""
-        from nedx.encoding import encode
-
-        encoded = encode(
-            self.open(),
-            self.model,
-            subject=list(self.subject) if isinstance(self.subject, tuple) else self.subject,
-            roi=list(self.roi) if isinstance(self.roi, tuple) else self.roi,
-            channel=list(self.channel) if isinstance(self.channel, tuple) else self.channel,
-            time=self.time,
-            device=self.device,
-            precision=self.precision,
-            batch_size=self.batch_size,
-        )
-        return without_pixels(encoded).assign_attrs(nedx_synthesis=self.model_dump(mode="json"))
+        options = {
+            "subject": _listed(self.subject),
+            "roi": _listed(self.roi),
+            "channel": _listed(self.channel),
+            "time": self.time,
+            "device": self.device,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+        }
+        storage = {"dtype": self.dtype, "keep_bits": self.keep_bits}
+        built = build(self.open(), self.model, options, storage, block=self.block)
+        built.data.attrs["nedx_synthesis"] = self.model_dump(mode="json")
+        return built
 
     def open(self) -> xr.Dataset:
         """Open the images."""
@@ -84,34 +90,103 @@ class SynthesisRecipe(BaseModel):
             raise StimulusError(f"{self.images!r} holds no images; type: nedx list --kind stimuli")
         return open_images(stimuli, **self.open_options)
 
-    def parts(self, built: xr.Dataset | xr.DataTree) -> dict[str, str]:
-        """Return what a resume must find unchanged, by name.
 
-        The device is left out: a store may be begun on one machine and finished on another.
-        """
-        settings = self.model_dump(
-            mode="json", exclude={"images", "open_options", "model", "device"}
-        )
-        return {**provenance(built), "settings": json.dumps(settings, sort_keys=True)}
+class Built(NamedTuple):
+    """Responses to be written.
+
+    Parameters
+    ----------
+    data : Dataset or DataTree
+        The responses, lazily, without pixels.
+    layouts : dict of str to Layout
+        How each group is stored.
+    parts : dict of str to str
+        What a resume must find unchanged, by name.
+    """
+
+    data: xr.Dataset | xr.DataTree
+    layouts: dict[str, Layout]
+    parts: dict[str, str]
 
 
-def provenance(built: xr.Dataset | xr.DataTree) -> dict[str, str]:
-    """Return fingerprints of the images and of the model behind encoded responses."""
-    ds = first_dataset(built)
-    ids = "\n".join(str(image) for image in ds["image_id"].values)
-    return {
-        "images": hashlib.sha256(ids.encode()).hexdigest(),
-        "model": str(ds.attrs.get("weights_sha256", "")),
-        "preprocessing": json.dumps(ds.attrs.get("image_preprocessing"), sort_keys=True),
+def build(
+    stimuli: xr.Dataset,
+    model: Any,
+    options: Mapping[str, Any],
+    storage: Mapping[str, Any],
+    *,
+    block: int | None = None,
+) -> Built:
+    """Encode lazily, and say what the result depends on.
+
+    Parameters
+    ----------
+    stimuli : Dataset
+        Pixels, features or components.
+    model : str or LinearEncoder
+        As in `nedx.encode`.
+    options : dict
+        Of `nedx.encode`.
+    storage : dict
+        ``dtype`` and ``keep_bits``.
+    block : int, optional
+        Images that one task computes and writes.
+
+    Returns
+    -------
+    Built
+    """
+    from nedx.encoding import encode
+
+    data = without_pixels(encode(stimuli, model, **options))
+    # The device is left out: a store may be begun on one machine and finished on another.
+    made = _response_attrs(data)
+    parts = {
+        "images": image_identity(stimuli),
+        "model": str(made["weights_sha256"]),
+        "backbone": str(made["backbone"]),
+        "preprocessing": str(made["image_preprocessing"]),
+        "selection": tokenize([_labels(ds) for ds in dataset_groups(data).items()]),
+        "storage": json.dumps({**storage, "block": block}, sort_keys=True),
     }
+    return Built(data, plan_groups(prepared_groups(data), block=block), parts)
 
 
-def first_dataset(built: xr.Dataset | xr.DataTree) -> xr.Dataset:
-    """Return a Dataset as it is, and the first of a tree that holds responses."""
-    if isinstance(built, xr.Dataset):
-        return built
-    nodes = (node.to_dataset(inherit=True) for node in built.subtree)
-    return next(ds for ds in nodes if "response" in ds)
+def image_identity(stimuli: xr.Dataset) -> str:
+    """Return a fingerprint of images: their ids, and as much of their content as costs nothing.
+
+    Files are told apart by size, not by time of change, which differs where they were copied.
+    """
+    name = next(n for n in ("components", "features", "pixels") if n in stimuli)
+    variable: Any = stimuli[name].variable
+    plan = getattr(variable._data, "plan", None)
+    source = getattr(plan, "source", None)
+    content: Any = variable._data
+    if plan is not None and isinstance(source, FileSource | BrickSource):
+        stamps = (
+            [source.stamps[i][0] for i in plan.indices]
+            if isinstance(source, FileSource)
+            else [source.stamp[0], source.key, *plan.indices.tolist()]
+        )
+        content = stamps, source.fit, plan.window
+    ids = [str(image) for image in stimuli["image_id"].values]
+    return tokenize(ids, content)
+
+
+def _labels(item: tuple[str, xr.Dataset]) -> tuple[str, dict[str, Any]]:
+    """Return the labels of a group along all dimensions but the images."""
+    group, ds = item
+    dims = sorted(str(dim) for dim in ds.dims if dim != "image")
+    return group, {d: [str(v) for v in ds[d].values] if d in ds.coords else None for d in dims}
+
+
+def _response_attrs(data: xr.Dataset | xr.DataTree) -> Mapping[Any, Any]:
+    """Return the attributes that `nedx.encode` gave a response: what made it."""
+    for ds in dataset_groups(data).values():
+        for variable in ds.data_vars.values():
+            if "weights_sha256" in variable.attrs:
+                return variable.attrs
+    raise StoreError("there is no response to write; give images and a model")
 
 
 def without_pixels(built: xr.Dataset | xr.DataTree) -> xr.Dataset | xr.DataTree:
@@ -124,3 +199,7 @@ def without_pixels(built: xr.Dataset | xr.DataTree) -> xr.Dataset | xr.DataTree:
             for node in built.subtree
         }
     )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
