@@ -10,6 +10,7 @@ import xarray as xr
 from PIL import Image
 
 import nedx
+from nedx import demo
 from nedx.backbones import BackboneRecipe, feature_layout
 from nedx.cli import main
 from nedx.encoding.recipe import EncoderRecipe
@@ -36,11 +37,11 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def make_model(path, side):
     """An encoder of random weights for two subjects and eight vertices."""
     rng = np.random.default_rng(1)
-    width = sum(feature_layout(GABOR).values())
+    backbone = GABOR.model_copy(update={"image_size": side})
+    width = sum(feature_layout(backbone).values())
     mask = np.zeros((2, 1, 8), dtype=bool)
     mask[0, 0, :3] = True
     mask[1, 0, 2:6] = True
@@ -52,7 +53,7 @@ def model(tmp_path_factory):
         rng.normal(size=(2, 8, 4)),
         rng.normal(size=(2, 8)),
         recipe=EncoderRecipe(
-            backbone=GABOR, model_id="tiny", version="1", units="percent", modality="fmri"
+            backbone=backbone, model_id="tiny", version="1", units="percent", modality="fmri"
         ),
         dims=("subject", "vertex"),
         coords={
@@ -63,9 +64,13 @@ def model(tmp_path_factory):
             "roi_mask": (("subject", "roi", "vertex"), mask),
         },
     )
-    path = tmp_path_factory.mktemp("model") / "tiny.zarr"
     encoder.to_zarr(path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model") / "tiny.zarr", side=64)
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +165,22 @@ def test_commands_on_a_model(model, capsys):
     assert "tiny" in capsys.readouterr().out
     assert main(["validate", model]) == 1
     assert "is a model" in capsys.readouterr().err
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+    """The demo with a smaller model: images, store, stream, figure; and again over itself."""
+    monkeypatch.setattr(demo, "MODEL", make_model(tmp_path / "tiny.zarr", side=128))
+    monkeypatch.setattr(demo, "SUBJECTS", (1, 2))
+    monkeypatch.setattr(demo, "ROIS", ("V1",))
+    place = tmp_path / "demo"
+    for _ in range(2):
+        assert main(["demo", "--into", str(place)]) == 0
+    said = capsys.readouterr().out
+    assert "ned.encode" in said
+    assert "synthetic" in said
+    assert "requests" in said
+    assert len(list(place.glob("images/*/*.png"))) == 48
+    assert nedx.verify(place / "responses.zarr").ok
+    assert nedx.open_store(place / "responses.zarr").response.shape == (2, 48, 8)
+    with Image.open(place / "figure.png") as figure:
+        assert len(figure.convert("L").getcolors()) > 50

@@ -220,6 +220,14 @@ def test_selection_narrows_the_plan_before_it_averages(fmri):
     xr.testing.assert_allclose(mean.compute(), roi_mean(fmri, "V1"))
 
 
+def test_roi_mean_reads_no_other_labels(fmri, tmp_path):
+    fmri.to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
+    opened = xr.open_zarr(tmp_path / "a.zarr", chunks=None, consolidated=False)
+    mean = roi_mean(opened, "V1")
+    assert not opened.variables["hemisphere"]._in_memory
+    np.testing.assert_array_equal(mean.response, roi_mean(fmri, "V1").response)
+
+
 def test_tree(tree):
     chosen = select_tree(tree, subject="2", roi="V1")
     assert list(chosen.children) == ["sub-02"]
