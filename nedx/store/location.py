@@ -43,6 +43,7 @@ _ERROR_CLASSES = (
     ("botocore.exceptions", "ClientError"),
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
+    ("httpx", "HTTPError"),
 )
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REFUSED = {"401", "403"}
@@ -139,6 +140,12 @@ class Location:
                 raise
             message = f"{self.url} needs a package. Type: pip install 'nedx[{extra}]'"
             raise MissingExtraError(message) from error
+        except remote_errors() as error:
+            # Some file systems ask their server at once.
+            raise self.failed(error) from error
+        except ValueError as error:
+            known = "gs://, s3://, https://, hf://, memory:// or a local path"
+            raise StoreError(f"{self.url} cannot be opened ({error}); give {known}") from error
 
     def zarr_store(self, *, read_only: bool = True) -> zarr.abc.store.Store:
         """Return the Zarr store, without touching it."""

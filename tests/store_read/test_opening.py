@@ -239,6 +239,11 @@ def test_an_unreachable_host_is_named():
         open_store(address)
 
 
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(StoreError, match="nosuch.*give gs://"):
+        open_store("nosuch://bucket/a.zarr")
+
+
 def test_the_store_of_a_newer_nedx_asks_for_an_upgrade(shelf, tmp_path):
     path = copied(shelf / "plain.zarr", tmp_path / "new.zarr")
     edit_attrs(path, nedx_schema_version="9.0")
