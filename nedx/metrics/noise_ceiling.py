@@ -367,7 +367,7 @@ def _image_means(values: np.ndarray, *, codes: np.ndarray) -> np.ndarray:
 
 
 def _warn_of_training(ds: xr.Dataset) -> None:
-    if "partition" in ds.coords and (ds["partition"].astype(str) == "train").any().item():
+    if "partition" in ds.coords and (ds["partition"] == "train").any().item():
         warnings.warn(
             "some of these images were used in training (partition 'train'), so the accuracy is "
             'too high; select first: ds.isel(image=(ds.partition == "test").values)',
