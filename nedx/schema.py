@@ -206,14 +206,11 @@ def _parse_strings(ds: xr.Dataset) -> xr.Dataset:
     """Cast strings to objects: Zarr has no stable form for those of fixed width."""
     for name, variable in ds.variables.items():
         if variable.dtype.kind in "US":
-            values = np.char.decode(variable.values) if variable.dtype.kind == "S" else variable
-            cast = xr.Variable(variable.dims, np.asarray(values).astype(object), variable.attrs)
-            index_free = ds.drop_indexes(name) if name in ds.xindexes else ds
-            ds = index_free.assign({name: cast})
-            if name in index_free.coords:
-                ds = ds.set_coords(name)
-            if name in ds.dims:
-                ds = ds.set_xindex(str(name)) if name not in ds.xindexes else ds
+            values = np.asarray(variable.values)
+            if values.dtype.kind == "S":
+                values = np.char.decode(values)
+            cast = {name: xr.Variable(variable.dims, values.astype(object), variable.attrs)}
+            ds = ds.assign_coords(cast) if name in ds.coords else ds.assign(cast)
     return ds
 
 

@@ -348,6 +348,20 @@ def test_parse_takes_timedeltas_and_positions(eeg):
     assert "image" not in ds.coords
 
 
+def test_parse_casts_strings_of_any_width(eeg):
+    raw = eeg.assign_coords(
+        region=eeg.region.astype("S8"), channel=eeg.channel.astype("U3"), note="as \u00b5V"
+    )
+    raw = raw.drop_vars("image_id").assign_coords(image_id=("image", ["set:a", "set:b", "set:c"]))
+    raw = raw.set_xindex("image_id").assign(name=("channel", ["a", "b", "c", "d", "e"]))
+    ds = parse(raw)
+    for name in ("region", "channel", "image_id", "name", "note"):
+        assert ds[name].dtype == object
+        assert all(isinstance(value, str) for value in ds[name].values.ravel())
+    assert ds.region.values.tolist() == eeg.region.values.tolist()
+    assert {"image_id", "channel", "subject", "time"} <= set(ds.xindexes)
+
+
 def test_parse_a_tree(tree):
     del tree["sub-01"].attrs["nedx_schema_version"]
     parsed = parse(tree)
