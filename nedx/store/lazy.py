@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
+from dask.base import tokenize
 from xarray.backends import BackendArray, ZarrStore
 from xarray.core.indexing import LazilyIndexedArray
 
@@ -44,8 +45,9 @@ class StoredPlan:
     asked: Mapping[Any, int] = field(default_factory=dict)
     token: str = ""
 
-    def __dask_tokenize__(self) -> tuple[object, ...]:
-        return (type(self).__name__, self.token, self.indexers)
+    def __dask_tokenize__(self) -> str:
+        # dask only prints what it gets here, and a printed array leaves out its middle.
+        return tokenize("nedx.StoredPlan", self.token, self.indexers)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,15 +152,17 @@ class CheckedStore(ZarrStore):
 class _CheckedArray(BackendArray):
     def __init__(self, array: Any, name: str, url: str):
         self.array, self.name, self.url = array, name, url
-        self.shape, self.dtype = array.shape, array.dtype
+        self.shape = array.shape
+        # Zarr gives numpy's new strings, which much of the world does not take yet.
+        self.dtype = np.dtype(object) if array.dtype.kind == "T" else array.dtype
 
     def __getitem__(self, key: Any) -> Any:
         with reading(self.name, self.url):
-            return self.array[key]
+            return self.array[key].astype(self.dtype, copy=False)
 
     async def async_getitem(self, key: Any) -> Any:
         with reading(self.name, self.url):
-            return await self.array.async_getitem(key)
+            return (await self.array.async_getitem(key)).astype(self.dtype, copy=False)
 
 
 def _read_block(plan: StoredPlan, block: tuple[slice, ...]) -> np.ndarray:

@@ -314,7 +314,7 @@ def _labels(ds: xr.Dataset, selection: Mapping[str, Any]) -> list[str]:
 def _load(variable: xr.Variable) -> xr.Variable:
     """Read a label; strings as objects, for indexes and comparisons that work as ever."""
     variable = variable.load()
-    if variable.dtype.kind not in "TU":
+    if variable.dtype.kind != "U":
         return variable
     return xr.Variable(variable.dims, variable.values.astype(object), variable.attrs)
 

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nedx.store.lazy import StoredPlan, plan_variable
+from nedx.store.opening import open_store
+from tests.stored import responses, write
 
 MB = 2**20
 
@@ -125,3 +127,21 @@ def test_names_of_tasks_follow_what_is_read(stored):
     assert make("a").data.name == make("a").data.name
     assert make("a").data.name != make("b").data.name
     assert make("a")[:4].data.name != make("a")[:5].data.name
+
+
+def test_selections_that_differ_in_the_middle_have_names_of_their_own(tmp_path):
+    # dask prints what names its tasks, and numpy prints long arrays without their middle.
+    path = write(responses(n_images=4000, n_vertices=20), tmp_path / "long.zarr")
+    opened = open_store(path)["response"]
+    rows = np.arange(3000)
+    other = np.delete(np.arange(3001), 1500)
+    here, there = opened.isel(image=rows), opened.isel(image=other)
+    assert here.data.name != there.data.name
+    assert float(abs(here.data - there.data).max().compute()) > 0
+
+
+def test_lazy_strings_come_as_objects(tmp_path):
+    path = write(responses(n_images=60), tmp_path / "strings.zarr")
+    caption = open_store(path)["caption"]
+    assert caption.dtype == object
+    assert list(caption[:2].values.astype(str)) == ["picture 0", "picture 1"]
