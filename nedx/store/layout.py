@@ -8,7 +8,7 @@ are no shards. Shards are used only where the number of objects would hurt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,6 +87,18 @@ class Block:
     def name(self) -> str:
         """The name of the block in the ledger."""
         return f"{self.index:06d}"
+
+
+def by_range(blocks: Iterable[Block]) -> list[tuple[Block, ...]]:
+    """Put blocks of the same samples together: one task writes them, whatever their group.
+
+    Subjects with neuroids of their own are groups, and share the images: their blocks need the
+    same features.
+    """
+    units: dict[tuple[int, int], list[Block]] = {}
+    for block in blocks:
+        units.setdefault((block.start, block.stop), []).append(block)
+    return [tuple(unit) for unit in units.values()]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import errno
 import logging
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
-from itertools import islice
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
+from contextlib import ExitStack, closing, contextmanager
+from itertools import accumulate, islice
 from typing import Any
 
 import dask
@@ -17,13 +23,16 @@ import xarray as xr
 from nedx.errors import StoreError
 from nedx.store import ledger
 from nedx.store.building import dataset_groups
-from nedx.store.layout import Block
+from nedx.store.layout import Block, by_range
 from nedx.store.writing import BlockWriter
 
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the number of blocks done and their total."""
+
+Pieces = Sequence[tuple[Block, xr.Dataset]]
+"""What one task writes: blocks of the same samples, and what is computed for each."""
 
 
 def run_blocks(
@@ -46,8 +55,8 @@ def run_blocks(
     ds : Dataset or DataTree
         What is written, lazy or not.
     client : distributed.Client, optional
-        Submit one task a block to its cluster, two for each of its threads at a time; only the
-        index of the block comes back.
+        Submit one task a block to its cluster, two for each of its threads at a time; only a
+        count comes back. Blocks of the same samples in several groups are one task.
     workers : int
         Blocks at a time without ``client``; one block is computed by the threads of dask.
     part : "i/n" or (i, n), optional
@@ -76,7 +85,10 @@ def run_blocks(
     total = len(pending)
     if not total:
         return 0
-    tasks = ((block, _block_dataset(writer, groups[block.group], block)) for block in pending)
+    tasks = (
+        [(block, _block_dataset(writer, groups[block.group], block)) for block in unit]
+        for unit in by_range(pending)
+    )
     with _resumable(writer), ledger.alive(writer.location, writer.run), _report(progress) as report:
         report(0, total)
         if client is not None:
@@ -84,36 +96,37 @@ def run_blocks(
         elif workers > 1:
             finished = _in_threads(writer, tasks, workers)
         else:
-            finished = (write_block(writer, block, piece) for block, piece in tasks)
+            finished = (write_blocks(writer, pieces) for pieces in tasks)
         # Closed before the run ends, so that no thread outlives its claims.
         with closing(finished):
-            for done, _ in enumerate(finished, start=1):
+            for done in accumulate(finished):
                 report(done, total)
     return total
 
 
-def write_block(
-    writer: BlockWriter, block: Block, ds: xr.Dataset, scheduler: str | None = None
-) -> int:
-    """Compute one block and write it: the task that runs on a worker.
+def write_blocks(writer: BlockWriter, pieces: Pieces, scheduler: str | None = None) -> int:
+    """Compute some blocks and write them: the task that runs on a worker.
 
-    All variables are computed in one go, so that what they share is computed once.
+    All variables of all blocks are computed in one go, so that what they share is computed once.
 
     Returns
     -------
     int
-        The index of the block.
+        The number of blocks.
     """
-    with writer.claimed(block) as mine:
-        if mine:
-            names = writer.plan.streamed[block.group]
-            given = {} if scheduler is None else {"scheduler": scheduler}
-            values = dask.compute(*(ds[name].data for name in names), **given)
-            computed = {
-                name: (ds[name].dims, value) for name, value in zip(names, values, strict=True)
-            }
-            writer.write(block, xr.Dataset(computed))
-    return block.index
+    with ExitStack() as stack:
+        claimed = [stack.enter_context(writer.claimed(block)) for block, _ in pieces]
+        mine = [piece for piece, free in zip(pieces, claimed, strict=True) if free]
+        lazy = [
+            {name: ds[name].data for name in writer.plan.streamed[block.group]}
+            for block, ds in mine
+        ]
+        given = {} if scheduler is None else {"scheduler": scheduler}
+        computed = dask.compute(lazy, **given)[0]
+        for (block, ds), values in zip(mine, computed, strict=True):
+            variables = {name: (ds[name].dims, value) for name, value in values.items()}
+            writer.write(block, xr.Dataset(variables))
+    return len(pieces)
 
 
 def _block_dataset(writer: BlockWriter, ds: xr.Dataset, block: Block) -> xr.Dataset:
@@ -124,12 +137,12 @@ def _block_dataset(writer: BlockWriter, ds: xr.Dataset, block: Block) -> xr.Data
 
 
 def _in_threads(
-    writer: BlockWriter, tasks: Iterator[tuple[Block, xr.Dataset]], workers: int
+    writer: BlockWriter, tasks: Iterator[Pieces], workers: int
 ) -> Generator[int, None, None]:
     with ThreadPoolExecutor(workers, thread_name_prefix="nedx-block") as pool:
 
-        def submit(task: tuple[Block, xr.Dataset]) -> Future[int]:
-            return pool.submit(write_block, writer, *task, "synchronous")
+        def submit(pieces: Pieces) -> Future[int]:
+            return pool.submit(write_blocks, writer, pieces, "synchronous")
 
         running = {submit(task) for task in islice(tasks, workers)}
         try:
@@ -145,23 +158,23 @@ def _in_threads(
 
 def _on_cluster(
     writer: BlockWriter,
-    tasks: Iterator[tuple[Block, xr.Dataset]],
+    tasks: Iterator[Pieces],
     client: Any,
     retries: int,
     resources: Mapping[str, float] | None,
 ) -> Generator[int, None, None]:
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
+    from distributed.comm import CommClosedError
 
-    def submit(task: tuple[Block, xr.Dataset]) -> Any:
-        block, piece = task
-        (culled,) = dask.optimize(piece)
+    def submit(pieces: Pieces) -> Any:
+        blocks, lazy = zip(*pieces, strict=True)
+        culled = dask.optimize(*lazy)
         return client.submit(
-            write_block,
+            write_blocks,
             writer,
-            block,
-            culled,
+            list(zip(blocks, culled, strict=True)),
             "synchronous",
-            key=f"nedx-write-{block.name}-{uuid.uuid4().hex}",
+            key=f"nedx-write-{blocks[0].name}-{uuid.uuid4().hex}",
             pure=False,
             retries=retries,
             resources=dict(resources) if resources else None,
@@ -176,6 +189,12 @@ def _on_cluster(
             future.release()
             for task in islice(tasks, 1):
                 completed.add(submit(task))
+    except (CancelledError, CommClosedError, KilledWorker) as error:
+        raise StoreError(
+            f"the cluster was lost, or its workers died at the same block again and again: "
+            f"{str(error).splitlines()[0]}\nWhat was finished at {writer.location.url} is kept; "
+            f"to go on, type: {writer.plan.resume}"
+        ) from error
     finally:
         client.cancel(list(completed.futures), force=True)
 

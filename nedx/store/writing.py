@@ -32,7 +32,7 @@ from nedx.store.building import (
     write_template,
 )
 from nedx.store.codecs import DTYPES, as_stored
-from nedx.store.layout import Block, Layout
+from nedx.store.layout import Block, Layout, by_range
 from nedx.store.location import Location
 from nedx.store.manifest import (
     MANIFEST,
@@ -454,23 +454,7 @@ def begin(
 ) -> BlockWriter | None:
     """Create a store, or go on with it; None where it is complete already.
 
-    Parameters
-    ----------
-    ds, recipe, overwrite, resume, dtype, keep_bits, layout
-        As in `to_zarr`.
-    location : Location
-        Where.
-
-    Returns
-    -------
-    BlockWriter or None
-
-    Raises
-    ------
-    StoreExistsError
-        If there is something at ``location``; nothing was changed.
-    StoreError
-        If the data cannot be stored, or a store to resume was made from others.
+    Arguments and errors are those of `to_zarr`.
     """
     if overwrite and resume:
         raise StoreError("give overwrite=True or resume=True, not both")
@@ -503,4 +487,4 @@ def _part(blocks: Sequence[Block], part: str | tuple[int, int] | None) -> list[B
         raise StoreError(f"a part is 'i/n', such as '3/20', not {part!r}") from error
     if not 1 <= index <= count:
         raise StoreError(f"part {part!r} is not there: the parts of {count} are 1 to {count}")
-    return list(blocks)[index - 1 :: count]
+    return [block for unit in by_range(blocks)[index - 1 :: count] for block in unit]
