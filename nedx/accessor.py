@@ -166,7 +166,8 @@ class DataTreeNed:
 
     def verify(self, **options: Any) -> VerifyReport:
         """Check the hashes of the store it was opened from; see `nedx.verify`."""
-        return _verify(self._obj.encoding, options)
+        opened = (node.encoding for node in self._obj.subtree if "source" in node.encoding)
+        return _verify(next(opened, {}), options)
 
     def cite(self) -> CitationText:
         """Say how to cite it; see `nedx.cite`."""

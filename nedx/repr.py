@@ -237,7 +237,8 @@ def _plain(value: Any) -> str:
         with contextlib.suppress(ValueError):
             value = json.loads(value)
     if isinstance(value, Mapping):
-        value = value.get("name", ", ".join(f"{k}={v}" for k, v in value.items()))
+        name = value.get("name") or value.get("policy")
+        value = name or ", ".join(f"{k}={v}" for k, v in value.items())
     text = " ".join(str(value).split())
     return text if len(text) <= 160 else text[:157] + "..."
 

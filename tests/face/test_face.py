@@ -76,6 +76,20 @@ def test_verify_needs_a_store(eeg, tree):
             obj.ned.verify()
 
 
+def test_verify_the_store_it_was_opened_from(tree, tmp_path):
+    place = nedx.to_zarr(tree, tmp_path / "ragged.zarr")
+    opened = nedx.open_store(place)
+    opened.ned.validate()
+    assert opened.ned.verify().ok
+    assert opened.ned.sel(subject=2).ned.verify().ok
+    assert opened["sub-01"].to_dataset().ned.verify().ok
+    chunk = next(
+        p for p in (tmp_path / "ragged.zarr").rglob("sub-02/response/c/**/*") if p.is_file()
+    )
+    chunk.write_bytes(b"\0" * chunk.stat().st_size)
+    assert not opened.ned.verify().ok
+
+
 def test_repr_says_what_it_is(eeg, fmri, stimuli, tree):
     text = repr(eeg.assign_attrs(title="Three images").ned)
     for said in ("Three images", "measured", "sub-01, sub-02", "-0.1 to 0.4 s", "10 Hz", "'uV'"):
