@@ -28,12 +28,14 @@ def main(names: list[str]) -> None:
         location = generate(name)
         seconds = time.perf_counter() - started
         console.print(f"{name}: {location.url} ({seconds:.1f} s)", highlight=False)
-    table = Table("model", "subject", "median r", "sqrt(noise ceiling)")
+    table = Table(
+        "model", "subject", "median r", "sqrt(noise ceiling)", title="where that is > 0.55"
+    )
     for name in MODELS:
         if names and name not in names:
             continue
         for key, ds in nedx.load_model(str(generate(name).url)).members.items():
-            inside = ds["roi_mask"].any("roi") if "roi_mask" in ds else True
+            inside = ds["noise_ceiling"] > 0.3
             accuracy = ds["encoding_accuracy"].where(inside)
             best = np.sqrt(ds["noise_ceiling"].where(inside))
             table.add_row(

@@ -15,7 +15,7 @@ import numpy as np
 
 from nedx.simulation.concepts import SEED
 from nedx.simulation.cortex import subject_seed
-from nedx.simulation.energy import N_FEATURES
+from nedx.simulation.energy import N_COMPONENTS, N_FEATURES, rotation
 from nedx.simulation.montage import RADIUS, positions
 
 SUBJECTS = ("sub-01", "sub-02", "sub-03")
@@ -118,7 +118,13 @@ def amplitudes(seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
         uV.
     """
     rng = np.random.default_rng([seed, 5])
-    weights = rng.normal(size=(N_SOURCES, N_FEATURES)) / np.sqrt(N_FEATURES)
+    weights = rng.normal(size=(N_SOURCES, N_FEATURES))
+    late = np.repeat([c.latency > 0.2 for c in COMPONENTS], _SOURCES_EACH)
+    # Early responses follow energy, most of all its first components; late ones the concept too.
+    weights[:, :N_COMPONENTS] /= np.sqrt(np.arange(1, N_COMPONENTS + 1))
+    weights[:, N_COMPONENTS:] *= np.where(late, 0.45, 0.0)[:, None]
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    weights = weights @ rotation(seed)
     spread = np.repeat([c.spread for c in COMPONENTS], _SOURCES_EACH)
     mean = np.repeat([c.mean for c in COMPONENTS], _SOURCES_EACH) / 2
     return weights * spread[:, None], mean

@@ -8,6 +8,8 @@ from nedx.simulation.concepts import SEED, SHAPES
 
 N_FEATURES = 64
 """Width of the ``features`` target."""
+N_COMPONENTS = 42
+"""Features that come from energy, before all are mixed; the others come from the concept."""
 N_SCALES, N_ORIENTATIONS, GRID = 4, 8, 32
 
 _BATCH = 32
@@ -89,11 +91,15 @@ def make_features(
     logs = np.log(pool(energy, 4) + 1e-3)
     logs = (logs - logs[train].mean(0)) / logs[train].std(0)
     _, _, components = np.linalg.svd(logs[train], full_matrices=False)
-    scores = logs @ components[: N_FEATURES - axes.shape[1]].T
+    scores = logs @ components[:N_COMPONENTS].T
     # Half way to whitening: later components count, but less.
     scores /= np.sqrt(scores[train].std(0))
     scores *= np.sqrt(scores.shape[1] / scores[train].var(0).sum())
     both = np.concatenate([scores, axes], axis=1)
     both = both - both[train].mean(0)
-    rotation, _ = np.linalg.qr(np.random.default_rng([seed, 2]).normal(size=(N_FEATURES,) * 2))
-    return (both @ rotation).astype(np.float32)
+    return (both @ rotation(seed)).astype(np.float32)
+
+
+def rotation(seed: int = SEED) -> np.ndarray:
+    """Return the rotation, float64 (64, 64), of components of energy and axes into features."""
+    return np.linalg.qr(np.random.default_rng([seed, 2]).normal(size=(N_FEATURES,) * 2))[0]

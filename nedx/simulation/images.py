@@ -136,8 +136,8 @@ def _cover(
     leaves: _Leaves, concept: Concept, some: np.ndarray, half: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which pixels of each leaf's box it covers, and their flat positions in all images."""
-    offset = np.arange(-half, half + 1)
-    y0, x0 = np.rint(leaves.y[some]).astype(int), np.rint(leaves.x[some]).astype(int)
+    offset = np.arange(-half, half + 1, dtype=np.int32)
+    y0, x0 = (np.rint(centre[some]).astype(np.int32) for centre in (leaves.y, leaves.x))
     rows, columns = y0[:, None] + offset, x0[:, None] + offset
     dy = (rows - leaves.y[some, None]).astype(np.float32)[:, :, None]
     dx = (columns - leaves.x[some, None]).astype(np.float32)[:, None, :]
@@ -150,7 +150,7 @@ def _cover(
     inside = _norm(along, across, concept) <= 1
     inside &= ((rows >= 0) & (rows < SIZE))[:, :, None]
     inside &= ((columns >= 0) & (columns < SIZE))[:, None, :]
-    base = leaves.image[some] * SIZE * SIZE
+    base = (leaves.image[some] * SIZE * SIZE).astype(np.int32)
     return inside, base[:, None, None] + rows[:, :, None] * SIZE + columns[:, None, :]
 
 

@@ -40,13 +40,17 @@ def test_accuracy_lies_between_chance_and_the_ceiling(models, name):
 def test_eeg_accuracy_follows_the_evoked_response(models):
     (ds,) = models["sim-eeg-gabor"].members.values()
     accuracy = ds["encoding_accuracy"].transpose("subject", "channel", "time").values
-    ceiling = ds["noise_ceiling"].transpose("subject", "channel", "time").values
+    # Ceilings estimated from 4 repeats scatter; the model is held against the true ones.
+    ceiling = open_simulation("sim-eeg", group="truth")["noise_ceiling"].values
     oz = list(ds["channel"].values).index("Oz")
     before = ds["time"].values < 0
     assert np.abs(accuracy[..., before]).mean() < 0.08
-    assert accuracy[:, oz].max() > 0.35
+    assert accuracy[:, oz].max() > 0.6
     strong = ceiling > 0.2
-    assert np.mean(accuracy[strong] < np.sqrt(ceiling[strong])) > 0.99
+    best = np.sqrt(ceiling[strong])
+    assert 0.5 * best.mean() < accuracy[strong].mean() < best.mean()
+    # Over 200 images r scatters by up to 0.07 about its expectation.
+    assert np.max(accuracy[strong] - best) < 0.25
 
 
 def test_encode_gives_the_accuracy_that_is_stated(models):
