@@ -44,14 +44,17 @@ def pearson_r(x: xr.DataArray, y: xr.DataArray, dim: str) -> xr.DataArray:
         raise SchemaError("the pair of pearson_r", [f"labels differ: {error}"]) from error
     x, y = xr.broadcast(x, y)
     y = y.transpose(*x.dims)
-    return xr.apply_ufunc(
+    r = xr.apply_ufunc(
         correlate,
         x,
         y,
         input_core_dims=[[dim], [dim]],
         dask="allowed",
-        keep_attrs=False,
-    ).assign_attrs(units="1", long_name=f"Pearson correlation over {dim}")
+        # Labels keep what is said of them; the units of the responses are not those of r.
+        keep_attrs="override",
+    )
+    r.attrs = {"units": "1", "long_name": f"Pearson correlation over {dim}"}
+    return r
 
 
 def correlate(x: Any, y: Any) -> Any:

@@ -235,9 +235,11 @@ def _by_trial(
         input_core_dims=[dims],
         dask="parallelized",
         output_dtypes=[np.float32],
-        keep_attrs=False,
+        # Labels keep what is said of them; what was said of the responses is not true of this.
+        keep_attrs="override",
     )
-    return found.rename(name).assign_attrs(attrs)
+    found.attrs = dict(attrs)
+    return found.rename(name)
 
 
 def _whole(array: xr.DataArray, dims: list[str]) -> xr.DataArray:
@@ -336,7 +338,7 @@ def _averaged(array: xr.DataArray) -> tuple[xr.DataArray, str]:
     """Average the repeats of each image; return also the dim of images."""
     sample, repetition = sample_dim(array), role_dim(array, "repetition")
     if repetition is not None:
-        return array.mean(repetition, skipna=True, keep_attrs=False), sample
+        return array.mean(repetition, skipna=True, keep_attrs=True), sample
     if not _has_repeats(array):
         return array, sample
     _, codes = _codes(array)
@@ -350,7 +352,7 @@ def _averaged(array: xr.DataArray) -> tuple[xr.DataArray, str]:
         dask="parallelized",
         output_dtypes=[np.float64],
         dask_gufunc_kwargs={"output_sizes": {"_image": images}},
-        keep_attrs=False,
+        keep_attrs="override",
     )
     return mean, "_image"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -136,7 +137,7 @@ def build(
     -------
     Built
     """
-    from nedx.encoding import encode
+    from nedx.encoding.encode import encode
 
     data = without_pixels(encode(stimuli, model, **options))
     # The device is left out: a store may be begun on one machine and finished on another.
@@ -155,22 +156,28 @@ def build(
 def image_identity(stimuli: xr.Dataset) -> str:
     """Return a fingerprint of images: their ids, and as much of their content as costs nothing.
 
-    Files are told apart by size, not by time of change, which differs where they were copied.
+    Of a file that is its size and its end, where PNG keeps a checksum of all pixels, and JPEG the
+    last of what it is coded to. The time of change would differ where files were copied.
     """
     name = next(n for n in ("components", "features", "pixels") if n in stimuli)
     variable: Any = stimuli[name].variable
     plan = getattr(variable._data, "plan", None)
     source = getattr(plan, "source", None)
     content: Any = variable._data
-    if plan is not None and isinstance(source, FileSource | BrickSource):
-        stamps = (
-            [source.stamps[i][0] for i in plan.indices]
-            if isinstance(source, FileSource)
-            else [source.stamp[0], source.key, *plan.indices.tolist()]
-        )
-        content = stamps, source.fit, plan.window
+    if plan is not None and isinstance(source, FileSource):
+        files = [(source.stamps[i][0], _end_of(source.paths[i])) for i in plan.indices]
+        content = files, source.fit, plan.window
+    elif plan is not None and isinstance(source, BrickSource):
+        ends = source.read(plan.indices[[0, -1]])
+        content = source.stamp[0], source.key, plan.indices, ends, source.fit, plan.window
     ids = [str(image) for image in stimuli["image_id"].values]
     return tokenize(ids, content)
+
+
+def _end_of(path: str) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-min(1024, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read()
 
 
 def _labels(item: tuple[str, xr.Dataset]) -> tuple[str, dict[str, Any]]:

@@ -98,3 +98,15 @@ def test_what_does_not_fit_is_named():
     a, b = (z.assign_coords(vertex=np.arange(7) + i) for i, z in enumerate((x, y)))
     with pytest.raises(SchemaError, match="labels differ"):
         pearson_r(a, b, "image")
+
+
+def test_labels_keep_their_attributes_and_r_does_not_take_those_of_the_responses():
+    rng = np.random.default_rng(0)
+    time = xr.Variable("time", [0.0, 0.1], {"units": "s"})
+    x = xr.DataArray(
+        rng.standard_normal((9, 2)), dims=("image", "time"), coords={"time": time},
+        attrs={"units": "uV"},
+    )  # fmt: skip
+    r = pearson_r(x, x + 1, "image")
+    assert r.attrs["units"] == "1"
+    assert r.time.attrs == {"units": "s"}
