@@ -99,7 +99,7 @@ def project_features(
             sums = _Sums(projection, batch_size)
             start = 0
             for layer, weights in projection.layers.items():
-                stop = start + weights.shape[0]
+                stop = start + weights.shape[1]
                 sums.add(layer, taken[:, start:stop])
                 start = stop
             out[part] = sums.result(len(taken))
@@ -210,27 +210,27 @@ class _Sums:
     def __init__(self, projection: LoadedProjection, height: int):
         self._projection = projection
         self._height = height
-        self._sums = (-projection.offset).repeat(height, 1)
+        self._sums = (-projection.offset)[:, None].repeat(1, height)
 
     def add(self, layer: str, tap: torch.Tensor) -> None:
         """Add the part of one layer, (n, width)."""
         import torch
 
         weights = self._projection.layers[layer]
-        if tap.shape[1] != weights.shape[0]:
+        if tap.shape[1] != weights.shape[1]:
             raise ModelError(
                 f"layer {layer!r} has {tap.shape[1]} features for these images, the model was "
-                f"fitted to {weights.shape[0]}: are the images of the size that it was fitted to?"
+                f"fitted to {weights.shape[1]}: are the images of the size that it was fitted to?"
             )
         tap = tap.to(weights.dtype)
         if len(tap) < self._height:
             tap = torch.nn.functional.pad(tap, (0, 0, 0, self._height - len(tap)))
         if weights.dtype == torch.float32:
-            self._sums.addmm_(tap, weights)
+            self._sums.addmm_(weights, tap.T)
         else:
-            self._sums.add_((tap @ weights).float())
+            self._sums.add_((weights @ tap.T).float())
 
     def result(self, count: int) -> np.ndarray:
         """Return float32 (count, projection, component)."""
-        values: np.ndarray = self._sums[:count].cpu().numpy()
+        values: np.ndarray = self._sums[:, :count].T.cpu().numpy()
         return values.reshape(count, *self._projection.shape)

@@ -94,8 +94,9 @@ class LoadedProjection:
 
     Attributes
     ----------
-    layers : dict of str to tensor (width, projection * component)
-        What each layer is multiplied with.
+    layers : dict of str to tensor (projection * component, width)
+        What each layer is multiplied with; rows are the long ones, which is faster for products
+        with few images.
     offset : tensor (projection * component), float32
         What is subtracted at the end.
     shape : (int, int)
@@ -141,11 +142,11 @@ class Projection:
         layers: dict[str, torch.Tensor] = {}
         start = 0
         for layer, width in widths.items():
-            side_by_side = torch.zeros(width, count, size, dtype=dtype)
+            side_by_side = torch.zeros(count, size, width, dtype=dtype)
             for i, (head, group) in enumerate(zip(self.heads, groups, strict=True)):
                 block = _read(group["projection"], head.subject, slice(start, start + width))
-                side_by_side[:, i, : sizes[i]] = torch.from_numpy(block)
-            layers[layer] = side_by_side.view(width, count * size).to(device)
+                side_by_side[i, : sizes[i]] = torch.from_numpy(block).T
+            layers[layer] = side_by_side.view(count * size, width).to(device)
             start += width
         for i, (head, group) in enumerate(zip(self.heads, groups, strict=True)):
             offset[i, : sizes[i]] = torch.from_numpy(
