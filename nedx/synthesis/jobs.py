@@ -68,7 +68,7 @@ def init(
         If images, model or selection are not right: nothing is written then.
     """
     location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
-    given = {name: _plain(value) for name, value in options.items() if value is not None}
+    given = {name: _plain(value) for name, value in options.items()}
     recipe = SynthesisRecipe(images=_everywhere(images), model=_everywhere(model), **given)
     built = recipe.build()
     writer = BlockWriter.create(
@@ -351,7 +351,10 @@ def _check_same_labels(
 ) -> None:
     """Raise where a store is not all of what its recipe makes, as a selection of it is."""
     for group, ds in now.items():
-        if group not in was or dict(was[group].sizes) != dict(ds.sizes):
+        if "response" not in ds:
+            continue
+        sizes = was[group]["response"].sizes if group in was else {}
+        if dict(sizes) != dict(ds["response"].sizes):
             raise ModelError(
                 f"{location.url} is not all that its recipe makes (group {group!r} differs in "
                 "size), so it cannot be computed again"
