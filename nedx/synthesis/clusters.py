@@ -10,6 +10,9 @@ from typing import Any
 
 from nedx.errors import StoreError, require
 
+CONNECT_TIMEOUT = "10s"
+"""How long a scheduler may take to answer."""
+
 # Where the first is set, as dask does, and the second is not, glibc gives large tensors back to
 # the system after each batch, and the page faults cost a third of the time.
 _MALLOC = {
@@ -72,7 +75,7 @@ def connected(address: Any) -> Iterator[Any]:
         return
     distributed = require("distributed", "distributed")
     try:
-        client = distributed.Client(address, timeout="10s")
+        client = distributed.Client(address, timeout=CONNECT_TIMEOUT)
     except OSError as error:
         raise StoreError(
             f"no dask scheduler answers at {address}; type: dask scheduler, and give its address, "
