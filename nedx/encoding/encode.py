@@ -6,7 +6,6 @@ import hashlib
 import json
 import warnings
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import dask.array as da
@@ -23,7 +22,6 @@ from nedx.encoding.storing import HEAVY, target_dims
 from nedx.errors import ModelError, NedxWarning, SelectionError, StimulusError
 from nedx.schema import neuroid_dim, restore_index, subject_label
 from nedx.selection import Names, Subjects, Times
-from nedx.store.location import Location
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -33,7 +31,7 @@ _SECONDS = 1e-9
 
 def encode(
     ds: xr.Dataset | xr.DataTree,
-    model: LinearEncoder | str | Path | Location,
+    model: Any,
     *,
     subject: Subjects | None = None,
     roi: Names | None = None,
@@ -56,8 +54,8 @@ def encode(
         ``pixels (image, y, x, rgb)`` uint8; or ``features (image, feature)`` of the model's
         layers; or ``components`` that an earlier call kept, which save the backbone. Of a
         DataTree each child is encoded for its own subject.
-    model : LinearEncoder, str, Path or Location
-        A model, or the id, path or URL of one.
+    model : LinearEncoder, fitted estimator, str, Path or Location
+        A model, an estimator such as `RidgeEncoder`, or the id, path or URL of a model.
     subject, roi, channel, time
         What to predict, as in `nedx.open`; everything by default.
     device : str
@@ -87,7 +85,7 @@ def encode(
     """
     check_device(device)
     if not isinstance(model, LinearEncoder):
-        model = load_model(model)
+        model = _fitted(model) if hasattr(model, "fit") else load_model(model)
     selection: dict[str, Any] = {"subject": subject, "roi": roi, "channel": channel, "time": time}
     given = {name: value for name, value in selection.items() if value is not None}
     options: dict[str, Any] = {
@@ -136,10 +134,10 @@ def _encode(
         ((name, response),) = results.items()
         added = "response_predicted" if "response" in ds else "response"
         out = ds.assign_coords(labels[name].coords).assign({added: response})
-        out = out.assign_coords(subject=name) if name else out
-        return _recorded(out, recipe)
+        out = out.assign_coords(subject=_label(name)) if name else out
+        return _recorded(out, recipe, attrs)
     # Children inherit coordinates that are indices; which images they were trained on is theirs.
-    root = restore_index(_recorded(ds, recipe)) if "image_id" in ds.coords else ds
+    root = restore_index(_recorded(ds, recipe, attrs)) if "image_id" in ds.coords else ds
     own_coords = {"partition": root["partition"].variable} if "partition" in root.coords else {}
     children = {
         f"/{name}": xr.Dataset({"response": response}).assign_coords(
@@ -170,6 +168,20 @@ def _encode_tree(
     return xr.DataTree.from_dict(
         {"/": tree.to_dataset().drop_vars("pixels", errors="ignore"), **done}
     )
+
+
+def _fitted(estimator: Any) -> LinearEncoder:
+    """Return what an estimator such as `RidgeEncoder` has learnt."""
+    if not hasattr(estimator, "model_"):
+        name = type(estimator).__name__
+        raise ModelError(f"this {name} is not fitted yet; type: encoder.fit(stimuli, responses)")
+    learnt: LinearEncoder = estimator.model_
+    return learnt
+
+
+def _label(subject: str) -> xr.Variable:
+    """Return the label of one subject; numpy would give it a fixed width."""
+    return xr.Variable((), np.array(subject, dtype=object))
 
 
 def _axis(task: ResponseTask, subject_axis: bool) -> ResponseTask:  # noqa: FBT001
@@ -400,8 +412,14 @@ def _provenance(model: LinearEncoder, recipe: EncoderRecipe, device: str) -> dic
     return {name: value for name, value in attrs.items() if value is not None}
 
 
-def _recorded(ds: xr.Dataset, recipe: EncoderRecipe) -> xr.Dataset:
-    """Say of a Dataset what it holds, where it does not say so itself."""
+_IDENTITY = (
+    *("source", "model_id", "model_version", "weights_sha256", "code_version", "torch_version"),
+    *("compute_dtype", "device_kind", "image_preprocessing"),
+)
+
+
+def _recorded(ds: xr.Dataset, recipe: EncoderRecipe, made_by: dict[str, Any]) -> xr.Dataset:
+    """Say of a Dataset what it holds; beside a measured response only the variable says it."""
     described = {
         "modality": recipe.modality,
         "species": recipe.species,
@@ -409,7 +427,10 @@ def _recorded(ds: xr.Dataset, recipe: EncoderRecipe) -> xr.Dataset:
         "license": recipe.license,
     }
     known = {name: value for name, value in described.items() if value is not None}
-    return ds.assign_attrs({**known, **ds.attrs})
+    if "response_predicted" in ds:
+        return ds.assign_attrs({**known, **ds.attrs})
+    identity = {name: made_by[name] for name in _IDENTITY if name in made_by}
+    return ds.assign_attrs({**known, **ds.attrs, **identity})
 
 
 def _result_coords(member: xr.Dataset) -> xr.Dataset:
