@@ -15,6 +15,7 @@ from rich.table import Table
 
 MODULES = (
     "encode_speed",
+    "memory",
     "toolbox",
     "front_end",
     "streaming",

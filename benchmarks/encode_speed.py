@@ -13,7 +13,7 @@ from zarr.storage import LocalStore
 from benchmarks.measuring import Row, at_least, at_most, interleave, ratio
 
 IMAGES = 32
-COMPONENTS = 100
+COMPONENTS = 250
 TIMES = 70
 SUBJECTS = 10
 

@@ -1,0 +1,25 @@
+"""The tour in the README is run as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_tour_runs(tmp_path, monkeypatch, capsys):
+    (tour,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(tour, str(README), "exec"), {})
+    printed = capsys.readouterr().out
+    assert "V1" in printed
+    assert "synthetic" in printed
+
+
+def test_the_readme_names_only_what_is_there():
+    text = README.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (README.parent / target).exists(), target
+    for command in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
+        assert re.search(rf"^{command}:", (README.parent / "Makefile").read_text(), re.MULTILINE)
