@@ -84,6 +84,11 @@ def encode(
         If the images do not fit the model.
     """
     check_device(device)
+    if not isinstance(ds, xr.Dataset | xr.DataTree):
+        raise StimulusError(
+            f"encode takes a Dataset of images, not {type(ds).__name__}. Type: "
+            "nedx.open_images(images).ned.encode(model)"
+        )
     if not isinstance(model, LinearEncoder):
         model = _fitted(model) if hasattr(model, "fit") else load_model(model)
     selection: dict[str, Any] = {"subject": subject, "roi": roi, "channel": channel, "time": time}
@@ -140,8 +145,8 @@ def _encode(
     root = restore_index(_recorded(ds, recipe, attrs)) if "image_id" in ds.coords else ds
     own_coords = {"partition": root["partition"].variable} if "partition" in root.coords else {}
     children = {
-        f"/{name}": xr.Dataset({"response": response}).assign_coords(
-            {**labels[name].coords, **own_coords, "subject": name}
+        f"/{name}": xr.Dataset({"response": response}, attrs=root.attrs).assign_coords(
+            {**labels[name].coords, **own_coords, "subject": _label(name)}
         )
         for name, response in results.items()
     }
@@ -319,7 +324,12 @@ def _images(ds: xr.Dataset, recipe: EncoderRecipe, model: LinearEncoder) -> da.A
     if features.dims != ("image", "feature") or features.sizes["feature"] != width:
         raise ModelError(
             f"features are {dict(features.sizes)}, the model takes (image, feature) with "
-            f"{width} features of the layers {list(model.layer_widths)}"
+            f"{width} features of the layers {list(model.layer_widths)}. Type: "
+            "nedx.encode_features(images, model.recipe.backbone)"
+        )
+    if features.dtype.kind != "f":
+        raise ModelError(
+            f"features are floats, these are {features.dtype}. Type: features.astype('float32')"
         )
     made_by = features.attrs.get("backbone")
     if made_by is not None and made_by != backbone_json(recipe):

@@ -68,7 +68,7 @@ def fit_model(name: str) -> LinearEncoder:
     )
     fitted = {key: _readout(ds, scores, train) for key, ds in members.items()}
     weights = (
-        xr.merge([shared, fitted[""]], combine_attrs="drop")
+        fitted[""].assign(shared.variables)
         if "" in fitted
         else xr.DataTree.from_dict({"/": shared, **fitted})
     )
