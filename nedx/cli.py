@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = _parser().parse_args(argv)
+    # It logs the traceback of what becomes one message here.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning(warnings.showwarning)
         try:
@@ -49,8 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except NedxError as error:
             err.print(f"error: {error}", style="red")
             return 1
-        except KeyboardInterrupt:
-            err.print("interrupted; what was finished is kept")
+        except KeyboardInterrupt as interruption:
+            # What was interrupted says there how to go on.
+            notes = getattr(interruption, "__notes__", None)
+            err.print(
+                "interrupted"
+                + "".join(f"; {note}" for note in notes or ["what was finished is kept"])
+            )
             return 130
 
 
@@ -181,11 +189,16 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _synth_init(arguments: argparse.Namespace) -> None:
     from nedx.synthesis import init
 
+    given = {"precision": arguments.precision, "batch_size": arguments.batch_size}
     init(
         arguments.images,
         arguments.model,
         arguments.place,
         overwrite=arguments.overwrite,
+        device=arguments.device,
+        block=arguments.block,
+        open_options={"size": arguments.size, "fit": arguments.fit},
+        **given,
         **_selection(arguments),
     )
     err.print(f"planned; now type: nedx synth run {arguments.place}")
@@ -194,13 +207,14 @@ def _synth_init(arguments: argparse.Namespace) -> None:
 def _synth_run(arguments: argparse.Namespace) -> None:
     from nedx.synthesis import run
 
-    run(
+    found = run(
         arguments.place,
         part=arguments.part,
         client=arguments.address,
         workers=arguments.workers,
         progress=not arguments.quiet,
     )
+    err.print(str(found))
 
 
 def _synth_status(arguments: argparse.Namespace) -> None:
@@ -291,9 +305,6 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "encode", _encode, "write the responses of a model to a folder of images")
     _encoding(verb)
-    verb.add_argument("--device", default="auto")
-    verb.add_argument("--size", type=int, help="pixels of a side, for images that differ in size")
-    verb.add_argument("--fit", default="error", choices=("error", "crop", "resize", "pad"))
     verb.add_argument("--resume", action="store_true", help="go on with an interrupted write")
     _quiet(verb)
 
@@ -330,6 +341,9 @@ def _add_synth(verbs: Any) -> None:
 
     step = _verb(steps, "init", _synth_init, "plan a synthesis; computes nothing")
     _encoding(step)
+    step.add_argument("--precision", choices=("float32", "bf16", "fp16"))
+    step.add_argument("--batch-size", type=int, help="images in one forward pass")
+    step.add_argument("--block", type=int, help="images that one task writes")
 
     step = _verb(steps, "run", _synth_run, "write the blocks that are not done yet")
     step.add_argument("place")
@@ -373,6 +387,9 @@ def _encoding(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--roi", type=_words, help="for example V1,FFA-1")
     verb.add_argument("--channel", type=_words, help="for example Oz,visual")
     verb.add_argument("--time", type=_window, help="seconds: 0.1:0.3, or 0.1")
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    verb.add_argument("--size", type=int, help="pixels of a side, for images that differ in size")
+    verb.add_argument("--fit", default="error", choices=("error", "crop", "resize", "pad"))
     verb.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
