@@ -180,14 +180,16 @@ def _on_cluster(
             resources=dict(resources) if resources else None,
         )
 
-    window = max(2, 2 * sum(client.nthreads().values()))
-    running = [submit(task) for task in islice(tasks, window)]
-    completed = as_completed(running)
+    def window() -> int:
+        # Workers come and go where a cluster adapts.
+        return max(2, 2 * sum(client.nthreads().values()))
+
+    completed = as_completed([submit(task) for task in islice(tasks, window())])
     try:
         for future in completed:
             yield future.result()
             future.release()
-            for task in islice(tasks, 1):
+            for task in islice(tasks, max(0, window() - completed.count())):
                 completed.add(submit(task))
     except (CancelledError, CommClosedError, KilledWorker) as error:
         raise StoreError(
@@ -223,9 +225,12 @@ def _report(progress: Any) -> Iterator[Progress]:
     elif not progress:
         yield lambda done, total: None
     else:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        with Bar("writing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        # Bars are no result: stdout is for those.
+        columns = ("writing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Bar(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("writing", total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -65,6 +65,10 @@ def local_cluster(workers: int = 2, threads: int | None = None) -> Iterator[Any]
 def connected(address: Any) -> Iterator[Any]:
     """Use a client as it is, or connect to the scheduler at an address while the block lasts.
 
+    Start the workers of such a cluster with ``MALLOC_TRIM_THRESHOLD_=268435456`` and
+    ``MALLOC_MMAP_THRESHOLD_=1073741824`` in their environment, as `local_cluster` does, and with
+    ``--resources GPU=1`` where they have a GPU.
+
     Raises
     ------
     StoreError

@@ -49,6 +49,7 @@ def _start(tmp_path, place, part="", workers=1, rest=0.0):
         env=_environment(),
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -110,13 +111,20 @@ def test_a_killed_client_is_resumed(tmp_path, planned, uninterrupted, signum):
     _resume_and_compare(place, uninterrupted, in_flight=1)
 
 
-def test_a_killed_client_with_workers_is_resumed(tmp_path, planned, uninterrupted):
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_client_with_workers_is_resumed(tmp_path, planned, uninterrupted, signum):
     place = planned(tmp_path / "a")
     process = _start(tmp_path, place, workers=2, rest=30)
     _wait_for(lambda: _ledger(place) or process.poll() is not None)
-    process.kill()
-    process.communicate(timeout=60)
-    # Its workers notice, and end; what they are at is finished, or given up.
+    if signum == signal.SIGINT:
+        # As a terminal does it: all processes are told.
+        os.killpg(process.pid, signum)
+        _, errors = process.communicate(timeout=60)
+        assert f"nedx synth run {place}" in errors
+    else:
+        # Its workers notice, and end; what they are at is finished, or given up.
+        process.kill()
+        process.communicate(timeout=60)
     _settle(place)
     _resume_and_compare(place, uninterrupted, in_flight=2)
 
@@ -131,14 +139,13 @@ def _settle(place: Path) -> None:
 def test_two_live_runs_do_not_mix(tmp_path, planned, uninterrupted):
     place = planned(tmp_path / "a")
     process = _start(tmp_path, place, rest=0.2)
-    # It is stopped while it holds a block.
+    # It is stopped while it holds its first block, for which it loads torch and the model.
     _wait_for(lambda: _claims(place) or process.poll() is not None)
     process.send_signal(signal.SIGSTOP)
     try:
-        held = _claims(place) - set(_ledger(place))
-        if held:
-            with pytest.raises(BlockClaimedError, match=f"pid {process.pid}.*part="):
-                run(place, progress=False)
+        assert _claims(place) - set(_ledger(place)) == {"000000.json"}
+        with pytest.raises(BlockClaimedError, match=f"pid {process.pid}.*part="):
+            run(place, progress=False)
         assert len(status(place).running) == 1
         assert f"pid {process.pid}" in str(status(place))
     finally:
