@@ -13,7 +13,7 @@ import xarray as xr
 
 from nedx import repr as _repr
 from nedx import schema, selection
-from nedx.errors import StoreError
+from nedx.errors import SchemaError, StoreError
 from nedx.selection import Names, Subjects, Times
 
 if TYPE_CHECKING:
@@ -200,8 +200,20 @@ def ned(obj: xr.Dataset | xr.DataTree) -> DatasetNed | DataTreeNed:
     Returns
     -------
     DatasetNed or DataTreeNed
+
+    Raises
+    ------
+    SchemaError
+        If it is neither.
     """
-    return DataTreeNed(obj) if isinstance(obj, xr.DataTree) else DatasetNed(obj)
+    if isinstance(obj, xr.DataTree):
+        return DataTreeNed(obj)
+    if not isinstance(obj, xr.Dataset):
+        raise SchemaError(
+            f"a {type(obj).__name__}",
+            ["the verbs work on Datasets and DataTrees; images: type nedx.open_images(array)"],
+        )
+    return DatasetNed(obj)
 
 
 def _verify(encoding: Mapping[Any, Any], options: dict[str, Any]) -> VerifyReport:

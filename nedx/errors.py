@@ -49,6 +49,10 @@ class StoreExistsError(StoreError, FileExistsError):
     """A path that exists already; nothing was changed on it."""
 
 
+class NotDataError(StoreError):
+    """A store that holds a model where data were asked for."""
+
+
 class IncompleteStoreError(StoreError):
     """A half-written store."""
 

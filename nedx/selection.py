@@ -259,7 +259,10 @@ def _subjects(coords: xr.Dataset, subject: Subjects) -> np.ndarray | None:
     if "subject" in coords.coords and coords["subject"].ndim == 0:
         there = [subject_label(str(coords["subject"].item()))]
     else:
-        there = [subject_label(s) for s in _listed(coords.attrs.get("subject_ids") or ["none"])]
+        ids = coords.attrs.get("subject_ids")
+        if not ids:
+            raise SelectionError("nothing here says whose data these are; leave subject= out")
+        there = [subject_label(s) for s in _listed(ids)]
     missing = [label for label in wanted if label not in there]
     if missing:
         raise _unknown("subject", missing, there)

@@ -111,6 +111,7 @@ class Stack:
             raise UnknownIdError(
                 f"{entry_id!r} is not in {place}"
                 + (f"; {hint}" if hint else "")
+                + ("" if hint.endswith("?") else ".")
                 + " Type nedx.list() for all, or give a path or URL of a store."
             )
         return _of_version(found[entry_id], version)

@@ -16,7 +16,7 @@ from nedx.catalog.fetching import transport_errors
 from nedx.catalog.layers import load_stack
 from nedx.catalog.registry import generate
 from nedx.config import cache_dir
-from nedx.errors import CredentialsError, NedxWarning, StoreError, UnknownIdError
+from nedx.errors import CredentialsError, NedxWarning, NotDataError, StoreError, UnknownIdError
 from nedx.store.location import Location
 from nedx.store.manifest import MANIFEST
 
@@ -65,7 +65,7 @@ def open(
     -------
     Dataset, DataTree or model
         A DataTree where subjects have axes of their own and more than one is asked for;
-        a model for an entry of kind ``"model"``.
+        a model where a model is stored.
 
     Raises
     ------
@@ -80,11 +80,14 @@ def open(
     entry = entry_of(place, catalog)
     if entry is None:
         where = Location.of(place, anonymous=anonymous, storage_options=storage_options)
-        return _open_store(where, group=group, chunks=chunks, **selection)
+        try:
+            return _open_store(where, group=group, chunks=chunks, **selection)
+        except NotDataError:
+            return _open_model([where], selection)
     _warn_deprecated(entry)
     places = mirrors(entry, anonymous=anonymous, storage_options=storage_options)
     if entry.kind == "model":
-        return _open_model(entry, places, selection)
+        return _open_model(places, selection, entry)
     opened = first_that_works(
         entry,
         places,
@@ -233,7 +236,8 @@ def _is_place(text: str) -> bool:
     if text.startswith("nedx://"):
         return False
     seps = {"/", os.sep, os.altsep or "/"}
-    return text.startswith((".", "~")) or any(sep in text for sep in seps) or text == ""
+    named = text.startswith((".", "~")) or text.endswith(".zarr") or text == ""
+    return named or any(sep in text for sep in seps)
 
 
 def _open_store(where: Location, **arguments: Any) -> xr.Dataset | xr.DataTree:
@@ -243,11 +247,11 @@ def _open_store(where: Location, **arguments: Any) -> xr.Dataset | xr.DataTree:
 
 
 def _open_model(
-    entry: Entry, places: Sequence[Location], selection: dict[str, Any]
+    places: Sequence[Location], selection: dict[str, Any], entry: Entry | None = None
 ) -> LinearEncoder:
     from nedx.encoding import load_model
 
-    model = first_that_works(entry, places, load_model)
+    model = load_model(places[0]) if entry is None else first_that_works(entry, places, load_model)
     given = {name: value for name, value in selection.items() if value is not None}
     return model.sel(**given) if given else model
 

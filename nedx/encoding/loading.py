@@ -82,9 +82,11 @@ class Arrays:
         """Open the root."""
         import zarr
 
+        from nedx.store.guard import GuardedStore
+
         if ref.location is None:
             raise ModelError("this reference names no store to read weights from")
-        store = ref.location.zarr_store()
+        store = GuardedStore(ref.location.zarr_store(), ref.location)
         return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
 
 
@@ -256,7 +258,7 @@ def _read(array: Any, subject: int | None, *selection: slice | np.ndarray) -> np
     except (RuntimeError, ValueError) as error:
         raise CorruptStoreError(
             f"the weights {array.path or array.name!r} cannot be read ({error}). "
-            "Fetch the model again, and check it: nedx verify <path>"
+            f"Fetch the model again, and check it: nedx verify {array.store_path.store}"
         ) from error
     values = np.ascontiguousarray(values, dtype=np.float32)
     if not np.isfinite(values).all():

@@ -385,7 +385,17 @@ def fold(
     Returns
     -------
     (ndarray of float32, ndarray of float32)
+
+    Raises
+    ------
+    ModelError
+        If a scale is not above 0.
     """
+    if not np.all(np.asarray(scaler_scale) > 0):
+        raise ModelError(
+            "scaler_scale must be above 0 for every feature; where a feature is constant use 1, as "
+            "scikit-learn does: np.where(scale > 0, scale, 1)"
+        )
     c = np.asarray(components, np.float64)
     mu, s, m = (np.asarray(v, np.float64) for v in (scaler_mean, scaler_scale, pca_mean))
     scaled = c / s[..., None, :]
@@ -487,6 +497,13 @@ def _check(groups: Mapping[str, xr.Dataset]) -> None:
                 f"{where}projection has {own.sizes['component']} components, "
                 f"readout {ds.sizes['component']}"
             )
+    for name, ds in groups.items():
+        # Weights that lie elsewhere are checked as they are read.
+        here = [key for key in HEAVY if key in ds and ds[key].chunks is None]
+        bad = [key for key in here if not np.isfinite(ds[key].values).all()]
+        where = f"{name}: " if name else ""
+        advice = "has NaN or infinite values; drop these targets, or fit them again"
+        faults += [f"{where}{key} {advice}" for key in bad]
     if faults:
         raise ModelError("the weights do not fit together: " + "; ".join(faults))
 

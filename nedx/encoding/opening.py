@@ -60,7 +60,10 @@ def _open_group(location: Location) -> zarr.Group:
                 f"{location.url} has no consolidated metadata: its writing was interrupted. "
                 "Write the model again"
             ) from error
-        raise StoreError(f"there is no model at {location.url}") from error
+        raise StoreError(
+            f"there is no model at {location.url}. Check the path; models known by name are listed "
+            "by nedx.list(kind='model')"
+        ) from error
     except OSError as error:
         raise StoreError(f"{location.url} cannot be read: {error}") from error
 
@@ -69,8 +72,8 @@ def _check(location: Location, attrs: dict[str, Any]) -> None:
     kind = attrs.get("nedx_kind")
     if kind != "model":
         raise ModelError(
-            f"{location.url} holds {kind or 'no'} nedx data, not a model. "
-            "For responses and stimuli type nedx.open(...)"
+            f"{location.url} holds data, not a model. Type: nedx.open({location.url!r}); models "
+            "are listed by nedx.list(kind='model')"
         )
     version = str(attrs.get("nedx_schema_version", "1.0"))
     if int(version.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):

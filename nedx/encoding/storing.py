@@ -19,6 +19,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from nedx.errors import StoreExistsError
 from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
+from nedx.store.manifest import MANIFEST, Manifest, RecordingStore
 
 if TYPE_CHECKING:
     from nedx.encoding.model import LinearEncoder
@@ -122,7 +123,7 @@ def write_model(model: LinearEncoder, place: str | Path | Location) -> Location:
 
 
 def _write(model: LinearEncoder, location: Location) -> None:
-    store = location.zarr_store(read_only=False)
+    store = RecordingStore(location.zarr_store(read_only=False))
     with warnings.catch_warnings():
         # Zarr says of consolidated metadata and of strings that v3 does not specify them yet.
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
@@ -144,6 +145,7 @@ def _write(model: LinearEncoder, location: Location) -> None:
             }
         )
         zarr.consolidate_metadata(store, zarr_format=3)
+    location.write(MANIFEST, Manifest(store.written).to_bytes())
 
 
 def _labels(ds: xr.Dataset) -> xr.Dataset:

@@ -247,7 +247,10 @@ def _cast_advice(dtype: np.dtype, sample: np.ndarray | None) -> str:
         return f". Type: {bytes_}, after checking that they are 0 to 255"
     low, high = sample.min(), sample.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        return ", with NaN or infinite values among them; those cannot be pixels"
+        return (
+            ", with NaN or infinite values among them; those cannot be pixels. To find them, type: "
+            "np.argwhere(~np.isfinite(images))"
+        )
     found = f", {low:g} to {high:g}"
     if low < 0 or high > 255:
         return f"{found}, which is no range of pixels. Scale them to 0 to 255 first"

@@ -210,8 +210,7 @@ class StoredSource:
         return self.plan.shape[0], self.fit.y, self.fit.x, 3
 
     def __dask_tokenize__(self) -> str:
-        plan = self.plan
-        return tokenize("nedx.StoredSource", plan.token, plan.name, plan.indexers, self.fit)
+        return tokenize("nedx.StoredSource", self.plan, self.fit)
 
     @property
     def stored_chunk(self) -> int:

@@ -32,6 +32,11 @@ def dataset_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
     """Return the Datasets of a tree by group, the root first; inherited coordinates left out."""
     if isinstance(ds, xr.Dataset):
         return {"": ds}
+    if not isinstance(ds, xr.DataTree):
+        raise StoreError(
+            f"a store holds a Dataset or a DataTree, not {type(ds).__name__}. Type: "
+            "array.to_dataset(name='response')"
+        )
     groups = {node.path.strip("/"): node.to_dataset(inherit=False) for node in ds.subtree}
     return {"": groups.pop(""), **groups} if "" in groups else {"": xr.Dataset(), **groups}
 
@@ -68,6 +73,11 @@ def prepared_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
     from nedx import __version__
 
     groups = dataset_groups(ds)
+    if not any(node.variables for node in groups.values()):
+        raise StoreError(
+            "there is nothing to write: this Dataset has no variables. Type: "
+            "images.ned.encode(model).ned.to_zarr(place)"
+        )
     made = {g: prepare(node, f"group {g!r}" if g else "the Dataset") for g, node in groups.items()}
     root = made[""]
     root.attrs.update(
@@ -215,7 +225,7 @@ def refuse_existing(location: Location, *, overwrite: bool) -> None:
     """Raise where there is something already, or delete the store if asked to."""
     filesystem, path = location.filesystem()
     filesystem.invalidate_cache()
-    if not filesystem.exists(path) or (filesystem.isdir(path) and not filesystem.ls(path)):
+    if not location.exists() or (filesystem.isdir(path) and not filesystem.ls(path)):
         return
     if not overwrite:
         unfinished = location.exists(ledger.PLAN) or location.exists(ledger.CREATING)

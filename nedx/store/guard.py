@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from nedx.errors import CorruptStoreError, NedxError, StoreError
+from nedx.errors import CorruptStoreError, IncompleteStoreError, NedxError, StoreError
+from nedx.store.ledger import PLAN
 from nedx.store.location import is_transient, pauses, remote_errors
 from nedx.store.manifest import MANIFEST, Manifest
 
@@ -31,7 +33,7 @@ class GuardedStore(WrapperStore):
     """Reads a store, and raises where the plain one would quietly give something else.
 
     - A chunk that the manifest of a complete store lists, and that is gone, is an error, not
-      fill values.
+      fill values; so is a chunk that was not written yet of a store that nedx is writing.
     - Transient failures of a server are tried again. (s3fs and gcsfs do that themselves, fsspec's
       http does not.)
     - A refusal, an unreachable host and an answer of a wrong length become errors of nedx.
@@ -48,12 +50,17 @@ class GuardedStore(WrapperStore):
         super().__init__(store)
         self._location = location
         self._listed: frozenset[str] | None = None
+        self._resume = ""
 
     def _with_store(self, store: Store) -> GuardedStore:
         return type(self)(store, self._location)
 
+    def __str__(self) -> str:
+        """Return where it is."""
+        return self._location.url
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"_store": self._store, "_location": self._location, "_listed": None}
+        return {"_store": self._store, "_location": self._location, "_listed": None, "_resume": ""}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -70,6 +77,12 @@ class GuardedStore(WrapperStore):
                     f"Type: nedx verify {self._location.url}"
                 )
                 raise CorruptStoreError(message)
+            if key.rsplit("/", 1)[-1] not in _METADATA_NAMES and self._resume:
+                message = (
+                    f"{self._location.url} is unfinished: {key} is not written yet. To finish it, "
+                    f"type: {self._resume}"
+                )
+                raise IncompleteStoreError(message)
             return None
         self._check_length(key, len(value), byte_range)
         return value
@@ -94,6 +107,8 @@ class GuardedStore(WrapperStore):
         if self._listed is None:
             text = await self._get(MANIFEST, default_buffer_prototype(), None)
             if text is None:
+                plan = await self._get(PLAN, default_buffer_prototype(), None)
+                self._resume = json.loads(plan.to_bytes())["resume"] if plan is not None else ""
                 self._listed = frozenset()
             else:
                 manifest = Manifest.from_bytes(text.to_bytes(), self._location.url)

@@ -91,11 +91,16 @@ class StorePlan:
         IncompleteStoreError
             If there is none.
         StoreError
-            If a newer nedx wrote it.
+            If there is no store, or a newer nedx wrote it.
         """
         try:
             content = json.loads(location.read(PLAN))
         except FileNotFoundError as error:
+            if not location.exists():
+                raise StoreError(
+                    f"there is no store at {location.url}. Check the path, or begin one: "
+                    f"nedx synth init IMAGES MODEL {location.url}"
+                ) from error
             raise IncompleteStoreError(
                 f"{location.url} has no {PLAN}, so there is nothing to resume; "
                 "type to_zarr(..., overwrite=True) to write it anew"

@@ -85,11 +85,15 @@ class Location:
         Raises
         ------
         StoreError
-            If it is a chain of file systems, such as ``simplecache::https://...``.
+            If it is no path, or a chain of file systems, such as ``simplecache::https://...``.
         """
         if isinstance(place, Location):
             return place
         text = str(place)
+        if not isinstance(place, str | os.PathLike) or not text.strip():
+            raise StoreError(
+                f"a store is named by its path or URL, such as 'a.zarr', not {place!r}"
+            )
         if "::" in text:
             raise StoreError(
                 f"{text} chains file systems, which Zarr 3 cannot read through. To keep a copy, "
@@ -237,7 +241,8 @@ class Location:
     def exists(self, key: str = "") -> bool:
         """Whether there is an object, or anything below, at ``key``."""
         filesystem, path = self.filesystem()
-        return bool(filesystem.exists(f"{path}/{key}" if key else path))
+        target = f"{path}/{key}" if key else path
+        return self.patiently(key, lambda: bool(filesystem.exists(target)))
 
     def list(self, prefix: str = "") -> list[str]:
         """List the keys of all objects below ``prefix``, sorted; empty where there are none."""

@@ -13,7 +13,7 @@ import zarr.abc.store
 from zarr.core.buffer import Buffer
 from zarr.storage import WrapperStore
 
-from nedx.errors import CorruptStoreError, IncompleteStoreError
+from nedx.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from nedx.store.location import Location
 
 STATE = "_nedx"
@@ -94,14 +94,18 @@ def read_manifest(location: Location) -> Manifest:
 
     Raises
     ------
+    StoreError
+        If there is no store.
     IncompleteStoreError
-        If there is none: the store is unfinished, or was not written by nedx.
+        If there is no manifest: the store is unfinished, or was not written by nedx.
     CorruptStoreError
         If it cannot be read.
     """
     try:
         data = location.read(MANIFEST)
     except FileNotFoundError as error:
+        if not location.exists():
+            raise StoreError(f"there is no store at {location.url}. Check the path") from error
         raise IncompleteStoreError(
             f"{location.url} has no {MANIFEST}: it is unfinished, or not written by nedx. "
             f"Type: nedx synth status {location.url}"

@@ -21,6 +21,7 @@ from nedx.errors import (
     CorruptStoreError,
     IncompleteStoreError,
     NedxWarning,
+    NotDataError,
     SelectionError,
     StoreError,
     close_matches,
@@ -40,7 +41,7 @@ _CONCURRENT = 8
 
 
 class IncompleteStoreWarning(NedxWarning):
-    """A store that is still being written: what is not there yet reads as fill values."""
+    """A store that is still being written: reading what is not there yet is an error."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,10 @@ def _open_root(location: Location) -> zarr.Group:
         message = f"{location.url} is one Zarr array, not a store: open the folder that holds it"
         raise StoreError(message) from error
     except (ValueError, KeyError, TypeError) as error:
-        message = f"{location.url}/zarr.json is no metadata of a Zarr group: {error}"
+        message = (
+            f"{location.url}/zarr.json is no metadata of a Zarr group: {error}. "
+            f"To see what else is damaged, type: nedx verify {location.url}"
+        )
         raise CorruptStoreError(message) from error
     return root
 
@@ -168,12 +172,16 @@ def _nothing_there(location: Location) -> str:
 def _check(root: zarr.Group, location: Location) -> None:
     """Refuse the store of a newer nedx; warn of one that is still being written."""
     attrs = dict(root.attrs)
+    if attrs.get("nedx_kind") == "model":
+        raise NotDataError(
+            f"{location.url} holds a model, not data. Type: nedx.load_model({location.url!r})"
+        )
     refuse_newer(xr.Dataset(attrs=attrs))
     if attrs.get("nedx_status") != "partial":
         return
     done, resume = _progress(location)
     warnings.warn(
-        f"{location.url} is unfinished{done}: the rest reads as fill values. To finish it, type: "
+        f"{location.url} is unfinished{done}: the rest cannot be read. To finish it, type: "
         f"{resume}",
         IncompleteStoreWarning,
         stacklevel=3,

@@ -192,8 +192,10 @@ def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
     if not shown:
         yield lambda size: None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn()) as progress:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("pull", total=total)
         yield lambda size: progress.advance(task, size)

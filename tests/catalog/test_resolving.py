@@ -107,6 +107,8 @@ def test_paths_and_urls_open_without_a_catalog(tmp_path, monkeypatch):
 def test_a_name_that_is_neither_id_nor_path_is_an_unknown_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnknownIdError, match="or give a path or URL"):
+        nedx.catalog.open("a-name")
+    with pytest.raises(StoreError, match="there is no Zarr store"):
         nedx.catalog.open("a.zarr")
 
 

@@ -12,7 +12,13 @@ import pytest
 import xarray as xr
 import zarr
 
-from nedx.errors import CorruptStoreError, SchemaError, SelectionError, StoreError
+from nedx.errors import (
+    CorruptStoreError,
+    IncompleteStoreError,
+    SchemaError,
+    SelectionError,
+    StoreError,
+)
 from nedx.store.opening import IncompleteStoreWarning, open_store
 from nedx.store.writing import BlockWriter, to_zarr
 from tests.laziness import computes_at_most
@@ -262,6 +268,8 @@ def test_an_unfinished_store_says_how_much_is_there_and_how_to_go_on(truth, tmp_
     np.testing.assert_array_equal(
         opened["response"][:, : first.stop].values, truth["response"][:, : first.stop].values
     )
+    with pytest.raises(IncompleteStoreError, match=r"not written yet.*resume=True"):
+        opened["response"].compute()
 
 
 def test_stores_of_zarr_2_open_too(truth, tmp_path):
