@@ -11,6 +11,8 @@ from typing import Any
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from nedx.errors import CatalogError
+
 
 class NedxBackendEntrypoint(BackendEntrypoint):
     """Opens what a nedx catalog names, without dask; ``chunks=`` of xarray wraps it."""
@@ -39,7 +41,7 @@ class NedxBackendEntrypoint(BackendEntrypoint):
             **{"group": group, "anonymous": anonymous, "storage_options": storage_options},
         )
         if isinstance(opened, xr.DataTree):
-            raise ValueError(
+            raise CatalogError(
                 f"{filename_or_obj} holds subjects with axes of their own ({', '.join(opened)}); "
                 "pass subject=, or use xr.open_datatree"
             )
@@ -85,9 +87,9 @@ def _open(place: Any, **arguments: Any) -> Any:
 
     text = str(place)
     if not text.startswith("nedx://"):
-        raise ValueError(f"engine='nedx' opens nedx://id, not {text!r}; use nedx.open for a path")
+        raise CatalogError(f"engine='nedx' opens nedx://id, not {text!r}; use nedx.open for a path")
     if resolve(text).kind == "model":
-        raise ValueError(f"{text} is a model, not data; type nedx.load_model({text[7:]!r})")
+        raise CatalogError(f"{text} is a model, not data; type nedx.load_model({text[7:]!r})")
     return open_by_name(text, chunks=None, **arguments)
 
 

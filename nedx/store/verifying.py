@@ -187,7 +187,8 @@ def _nothing(location: Location) -> StoreError:
         return StoreError(f"there is no store at {location.url}; check the path")
     return StoreError(
         f"{location.url} has no manifest to compare with, since nedx did not write it. To have "
-        f"one, type: nedx.to_zarr(nedx.open_store({location.url!r}), 'other.zarr')"
+        f"one, type: nedx.to_zarr(nedx.open({location.url!r}), 'other.zarr'), and of a model: "
+        f"nedx.load_model({location.url!r}).to_zarr('other.zarr')"
     )
 
 
