@@ -42,7 +42,10 @@ def open_model(location: Location) -> LinearEncoder:
         ) from error
     canonical = recipe.model_dump_json()
     ref = ModelRef(LOADER, location, canonical, str(attrs["weights_sha256"]))
-    groups = {name: _open_labels(root, location, name) for name in {ROOT, *attrs["members"]}}
+    groups = {
+        name: _open_labels(root, location, name)
+        for name in dict.fromkeys((ROOT, *attrs["members"]))
+    }
     opened = {name: _with_weights(ref, root, name, ds) for name, ds in groups.items()}
     return LinearEncoder._opened(opened, recipe, ref, attrs)
 
