@@ -53,7 +53,7 @@ def local_cluster(workers: int = 2, threads: int | None = None) -> Iterator[Any]
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address=":0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
         distributed.Client(cluster) as client,
