@@ -25,12 +25,11 @@ from nedx.encoding.storing import (
     target_dims,
     write_model,
 )
+from nedx.encoding.weights import ROOT, as_float32, check_weights, fold, split_groups
 from nedx.errors import ModelError, SelectionError, StoreExistsError, close_matches
 from nedx.schema import subject_label
 from nedx.selection import Names, Subjects, Times, resolve, select
 from nedx.store.location import Location
-
-ROOT = ""
 
 _HASHES = {"weights_sha256": HEAVY, "projection_sha256": HEAVY[:2]}
 
@@ -67,9 +66,9 @@ class LinearEncoder:
         layer_widths: Mapping[str, int] | None = None,
     ):
         self.recipe = recipe
-        self._groups = _split(weights)
-        _check(self._groups)
-        self._groups = {name: _placed(_as_float32(ds)) for name, ds in self._groups.items()}
+        self._groups = split_groups(weights)
+        check_weights(self._groups)
+        self._groups = {name: _placed(as_float32(ds)) for name, ds in self._groups.items()}
         self._widths = dict(layer_widths) if layer_widths else None
         self._ref: ModelRef | None = None
         self._hashes: dict[str, str] | None = None
@@ -377,32 +376,6 @@ def load_model(
     return open_model(location)
 
 
-def fold(
-    scaler_mean: np.ndarray, scaler_scale: np.ndarray, components: np.ndarray, pca_mean: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fold standardisation and PCA into ``A (..., feature, component)`` and ``a``, in float64.
-
-    Returns
-    -------
-    (ndarray of float32, ndarray of float32)
-
-    Raises
-    ------
-    ModelError
-        If a scale is not above 0.
-    """
-    if not np.all(np.asarray(scaler_scale) > 0):
-        raise ModelError(
-            "scaler_scale must be above 0 for every feature; where a feature is constant use 1, as "
-            "scikit-learn does: np.where(scale > 0, scale, 1)"
-        )
-    c = np.asarray(components, np.float64)
-    mu, s, m = (np.asarray(v, np.float64) for v in (scaler_mean, scaler_scale, pca_mean))
-    scaled = c / s[..., None, :]
-    offset = (scaled @ mu[..., None] + c @ m[..., None])[..., 0]
-    return np.swapaxes(scaled, -1, -2).astype(np.float32), offset.astype(np.float32)
-
-
 def targets_of(group: str, ds: xr.Dataset) -> Targets:
     """Return where the selected targets of a member lie in its store."""
     _, *others = target_dims(ds)
@@ -437,19 +410,6 @@ def _digest(content: ModelRef) -> str:
     return hashlib.sha256(f"{content.sha256}{content.recipe}".encode()).hexdigest()
 
 
-def _split(weights: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
-    if isinstance(weights, xr.Dataset):
-        return {ROOT: weights}
-    root = weights.to_dataset(inherit=False)
-    children = {str(n): c.to_dataset(inherit=False) for n, c in weights.children.items()}
-    return {ROOT: root, **children}
-
-
-def _as_float32(ds: xr.Dataset) -> xr.Dataset:
-    wide = [name for name in HEAVY if name in ds and ds[name].dtype != np.float32]
-    return ds.assign({name: ds[name].astype(np.float32) for name in wide})
-
-
 def _placed(ds: xr.Dataset) -> xr.Dataset:
     """Add the coordinates that say where neuroids, subjects and times lie on disk."""
     if "readout" not in ds:
@@ -470,42 +430,6 @@ def _select(ds: xr.Dataset, **arguments: Any) -> xr.Dataset:
     positions = resolve(labels, **given)
     sliced = ds.drop_vars(list(labels.variables)).isel(positions, missing_dims="ignore")
     return sliced.assign_coords(select(labels, **given).coords)
-
-
-def _check(groups: Mapping[str, xr.Dataset]) -> None:
-    """Refuse weights that do not fit together, naming every fault."""
-    faults = []
-    members = {name: ds for name, ds in groups.items() if "readout" in ds or name != ROOT}
-    if not members:
-        faults.append("there is no 'readout'")
-    shared = groups.get(ROOT, xr.Dataset())
-    for name, ds in members.items():
-        where = f"{name}: " if name else ""
-        own = ds if "projection" in ds else shared
-        needed = {"projection": own, "projection_offset": own, "readout": ds, "intercept": ds}
-        missing = [key for key, home in needed.items() if key not in home]
-        if missing:
-            faults.append(f"{where}missing {', '.join(missing)}")
-            continue
-        if ds["readout"].dims != (*ds["intercept"].dims, "component"):
-            faults.append(
-                f"{where}readout has dims {ds['readout'].dims}, expected "
-                f"{(*ds['intercept'].dims, 'component')} as intercept says"
-            )
-        if own.sizes["component"] != ds.sizes["component"]:
-            faults.append(
-                f"{where}projection has {own.sizes['component']} components, "
-                f"readout {ds.sizes['component']}"
-            )
-    for name, ds in groups.items():
-        # Weights that lie elsewhere are checked as they are read.
-        here = [key for key in HEAVY if key in ds and ds[key].chunks is None]
-        bad = [key for key in here if not np.isfinite(ds[key].values).all()]
-        where = f"{name}: " if name else ""
-        advice = "has NaN or infinite values; drop these targets, or fit them again"
-        faults += [f"{where}{key} {advice}" for key in bad]
-    if faults:
-        raise ModelError("the weights do not fit together: " + "; ".join(faults))
 
 
 def _find_widths(model: LinearEncoder) -> dict[str, int]:

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from nedx.compute.references import ModelRef
 from nedx.encoding.loading import LOADER
-from nedx.encoding.model import ROOT, LinearEncoder, lazy_weights
+from nedx.encoding.model import LinearEncoder, lazy_weights
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.storing import HEAVY
+from nedx.encoding.weights import ROOT
 from nedx.errors import IncompleteStoreError, ModelError, StoreError
 from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location

@@ -44,7 +44,8 @@ def fit_model(name: str) -> LinearEncoder:
         Its labels hold ``encoding_accuracy``, the Pearson correlation with the mean of the
         repetitions of the test images, and their ``noise_ceiling``.
     """
-    from nedx.encoding.model import LinearEncoder, fold
+    from nedx.encoding.model import LinearEncoder
+    from nedx.encoding.weights import fold
 
     dataset = name.removesuffix(_SUFFIX)
     responses = open_simulation(dataset)
