@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nedx.accessor import ned
-    from nedx.by_name import cite, pull, verify
+    from nedx.by_name import cite, verify
     from nedx.catalog.listing import describe, list, search
+    from nedx.catalog.pulling import pull
     from nedx.catalog.resolving import open
     from nedx.encoding.encode import encode
     from nedx.encoding.features import encode_features
@@ -45,7 +46,7 @@ _MODULES = {
     "open_images": "nedx.stimuli",
     "open_store": "nedx.store.opening",
     "parse": "nedx.schema",
-    "pull": "nedx.by_name",
+    "pull": "nedx.catalog.pulling",
     "score": "nedx.metrics.noise_ceiling",
     "search": "nedx.catalog.listing",
     "synthesize": "nedx.synthesis",
