@@ -162,6 +162,8 @@ def _validate(arguments: argparse.Namespace) -> None:
 
 def _cite(arguments: argparse.Namespace) -> None:
     citation = nedx.cite(arguments.place)
+    if arguments.bibtex and not citation.bibtex:
+        raise NedxError(f"no BibTeX is known for it. Type: nedx cite {arguments.place}")
     out.print(citation.bibtex if arguments.bibtex else str(citation))
 
 
