@@ -61,13 +61,20 @@ def main() -> None:
         met = {True: "yes", False: "NO", None: "-"}[row["passed"]]
         table.add_row(row["benchmark"], row["name"], value, row["target"], met, row["note"])
     console.print(table)
+    target = _keep(about, rows, names)
+    console.print(f"written to benchmarks/results/{target.name}")
+
+
+def _keep(about: dict[str, object], rows: list[dict[str, object]], names: list[str]) -> Path:
+    """Write the rows; those of benchmarks that were not run now stay as they were."""
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
-    kind = "gpu" if about["gpu"] else "cpu"
-    suffix = "" if len(names) == len(MODULES) else "_" + "_".join(names)
-    target = folder / f"{kind}{suffix}.json"
-    target.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
-    console.print(f"written to benchmarks/results/{target.name}")
+    target = folder / ("gpu.json" if about["gpu"] else "cpu.json")
+    before = json.loads(target.read_text())["rows"] if target.exists() else []
+    kept = [row for row in before if row["benchmark"] not in names and row["benchmark"] in MODULES]
+    merged = sorted(kept + rows, key=lambda row: MODULES.index(row["benchmark"]))
+    target.write_text(json.dumps({"machine": about, "rows": merged}, indent=2) + "\n")
+    return target
 
 
 if __name__ == "__main__":
