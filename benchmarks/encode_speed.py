@@ -12,7 +12,7 @@ from zarr.storage import LocalStore
 
 from benchmarks.measuring import Row, at_least, at_most, interleave, ratio
 
-IMAGES = 32
+IMAGES = 64
 COMPONENTS = 250
 TIMES = 70
 SUBJECTS = 10
@@ -60,11 +60,11 @@ def _speed(folder: Path) -> list[Row]:
             "one own": lambda: encoded("own", 1),
             "ten own": lambda: encoded("own", SUBJECTS),
         },
-        rounds=2,
+        rounds=3,
     )
     note = (
         f"ViT-B/32 with random weights, 12 layers, {IMAGES} images of 425 px in memory, batch "
-        f"{recipe.batch_size}, {COMPONENTS} components, EEG of 17 x {TIMES}; 2 rounds"
+        f"{recipe.batch_size}, {COMPONENTS} components, EEG of 17 x {TIMES}; 3 rounds"
     )
     return [
         at_least(
