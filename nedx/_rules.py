@@ -175,6 +175,21 @@ def find_faults(ds: xr.Dataset, kind: str | None) -> list[str]:
     return faults
 
 
+def find_false(ds: xr.Dataset) -> list[str]:
+    """Return what a Dataset says that cannot be true; what it leaves unsaid is no fault here."""
+    faults: list[str] = []
+    for name in KINDS["responses"]:
+        if name in ds.data_vars and "units" in ds[name].attrs:
+            said = {"normalization": "zscore", "normalization_scope": "session", **ds[name].attrs}
+            faults += _units(name, said, ds.attrs.get("modality"))
+    if "image_id" in ds.coords and role_dim(ds, "stimulus") in ds["image_id"].dims:
+        values = _held(ds["image_id"])
+        if values is not None:
+            hint = "single presentations belong on a dim 'trial'"
+            faults += _repeats(values.ravel().tolist(), "image_id", hint)
+    return faults
+
+
 def _held(array: xr.DataArray) -> np.ndarray | None:
     """Return the values when they are in memory; None for lazy arrays, which are not checked."""
     return np.asarray(array.values) if array.variable._in_memory else None

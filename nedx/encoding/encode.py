@@ -440,7 +440,8 @@ def _recorded(ds: xr.Dataset, recipe: EncoderRecipe, made_by: dict[str, Any]) ->
     if "response_predicted" in ds:
         return ds.assign_attrs({**known, **ds.attrs})
     identity = {name: made_by[name] for name in _IDENTITY if name in made_by}
-    return ds.assign_attrs({**known, **ds.attrs, **identity})
+    title = f"Responses predicted by {recipe.model_id}"
+    return ds.assign_attrs({**known, **ds.attrs, **identity, "title": title})
 
 
 def _result_coords(member: xr.Dataset) -> xr.Dataset:

@@ -36,6 +36,10 @@ BACKGROUND = (128, 128, 128)
 FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, StimulusError)
 """What decoding a broken file may raise; Pillow says SyntaxError of a broken PNG."""
 
+# What stands at the end of a whole file; some programs add data of their own after it.
+_ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
+_TAIL_BYTES = 4096
+
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,12 +90,14 @@ def decode_image(source: bytes | str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return height and width that a file will have once decoded, reading its header only.
+    """Return height and width that a file will have once decoded, reading its two ends only.
+
+    A file whose end looks cut off is decoded to be sure.
 
     Raises
     ------
     StimulusError
-        If it is empty, not an image, or of a kind that `decode_image` refuses.
+        If it is empty, cut off, not an image, or of a kind that `decode_image` refuses.
     """
     try:
         if Path(path).stat().st_size == 0:
@@ -99,11 +105,21 @@ def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
         with Image.open(path) as image:
             _refuse_deep(image)
             x, y = image.size
-            return (x, y) if _orientation(image) >= 5 else (y, x)
+            shape = (x, y) if _orientation(image) >= 5 else (y, x)
+            end = _ENDS.get(image.format or "")
+        if end is not None and end not in _tail(path):
+            decode_image(path)
+        return shape
     except StimulusError:
         raise
     except FAULTS as error:
         raise StimulusError(_short(error)) from error
+
+
+def _tail(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
+        return file.read()
 
 
 def in_threads(

@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from nedx.errors import AlignmentError, StoreError, StoreExistsError
+from nedx._rules import find_false
+from nedx.errors import AlignmentError, SchemaError, StoreError, StoreExistsError
 from nedx.store import ledger
 from nedx.store.codecs import prepare, template
 from nedx.store.layout import Block, Layout, plan_dataset
@@ -78,6 +79,8 @@ def prepared_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
             "there is nothing to write: this Dataset has no variables. Type: "
             "images.ned.encode(model).ned.to_zarr(place)"
         )
+    if false := [fault for node in groups.values() for fault in find_false(node)]:
+        raise SchemaError("what shall be written", false)
     made = {g: prepare(node, f"group {g!r}" if g else "the Dataset") for g, node in groups.items()}
     root = made[""]
     root.attrs.update(

@@ -190,3 +190,18 @@ def test_decoding_many_at_once_gives_each_its_own(tmp_path: Path):
         Image.fromarray(np.full((16, 16, 3), level, np.uint8)).save(tmp_path / f"{level}.jpg")
     found = in_threads(lambda i: decode_image(tmp_path / f"{i}.jpg").mean(), levels * 4)
     np.testing.assert_allclose(found, levels * 4, atol=1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_files_that_were_cut_off_are_found_without_decoding_whole_ones(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = tmp_path / f"whole.{suffix}"
+    Image.fromarray(pixels).save(whole)
+    assert read_header(whole) == (64, 64)
+    cut = tmp_path / f"cut.{suffix}"
+    cut.write_bytes(whole.read_bytes()[:-2000])
+    with pytest.raises(StimulusError):
+        read_header(cut)
+    with whole.open("ab") as file:
+        file.write(b"a camera's own data")
+    assert read_header(whole) == (64, 64)
