@@ -13,14 +13,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from nedx.compute.cache import models
+
 MODULES = (
     "encode_speed",
-    "memory",
     "toolbox",
     "front_end",
     "streaming",
     "synthesis_speed",
     "real_v4",
+    "memory",
 )
 
 
@@ -47,12 +49,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(MODULES)} (default: all)")
     names = parser.parse_args().names or list(MODULES)
     console = Console(width=150)
-    rows = []
+    about = machine()
+    rows: list[dict[str, object]] = []
     for name in names:
         console.print(f"[dim]measuring {name} ...[/dim]")
-        module = importlib.import_module(f"benchmarks.{name}")
-        rows += [{"benchmark": name, **row.as_dict()} for row in module.measure()]
-    about = machine()
+        measured = importlib.import_module(f"benchmarks.{name}").measure()
+        rows += [{"benchmark": name, **row.as_dict()} for row in measured]
+        # Kept at once: the next may fail, and what the last one loaded is not its business.
+        target = _keep(about, rows)
+        models.clear()
     table = Table(title=", ".join(f"{key}: {value}" for key, value in about.items()))
     for column in ("benchmark", "figure", "measured", "target", "met", "note"):
         table.add_column(column)
@@ -61,17 +66,17 @@ def main() -> None:
         met = {True: "yes", False: "NO", None: "-"}[row["passed"]]
         table.add_row(row["benchmark"], row["name"], value, row["target"], met, row["note"])
     console.print(table)
-    target = _keep(about, rows, names)
     console.print(f"written to benchmarks/results/{target.name}")
 
 
-def _keep(about: dict[str, object], rows: list[dict[str, object]], names: list[str]) -> Path:
+def _keep(about: dict[str, object], rows: list[dict[str, object]]) -> Path:
     """Write the rows; those of benchmarks that were not run now stay as they were."""
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     target = folder / ("gpu.json" if about["gpu"] else "cpu.json")
     before = json.loads(target.read_text())["rows"] if target.exists() else []
-    kept = [row for row in before if row["benchmark"] not in names and row["benchmark"] in MODULES]
+    measured = {row["benchmark"] for row in rows}
+    kept = [row for row in before if row["benchmark"] not in measured]
     merged = sorted(kept + rows, key=lambda row: MODULES.index(row["benchmark"]))
     target.write_text(json.dumps({"machine": about, "rows": merged}, indent=2) + "\n")
     return target
