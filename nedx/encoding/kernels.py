@@ -225,10 +225,7 @@ class _Sums:
         tap = tap.to(weights.dtype)
         if len(tap) < self._height:
             tap = torch.nn.functional.pad(tap, (0, 0, 0, self._height - len(tap)))
-        if weights.dtype == torch.float32:
-            self._sums.addmm_(weights, tap.T)
-        else:
-            self._sums.add_((weights @ tap.T).float())
+        self._sums.addmm_(weights, tap.T)
 
     def result(self, count: int) -> np.ndarray:
         """Return float32 (count, projection, component)."""

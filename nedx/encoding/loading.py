@@ -123,28 +123,28 @@ class Projection:
     ----------
     heads : tuple of Head
         Whose.
-    precision : str
-        Of the backbone.
     """
 
     heads: tuple[Head, ...]
-    precision: str
 
     def read(self, ref: ModelRef, device: str) -> LoadedProjection:
-        """Read layer by layer."""
+        """Read layer by layer, in float32 whatever the backbone computes in.
+
+        The sum over a layer is mostly the same for all images; in bfloat16 that would round off
+        what differs.
+        """
         import torch
 
         groups = [_group(ref, head.group) for head in self.heads]
         widths: dict[str, int] = dict(_group(ref, "").attrs["layer_widths"])
         sizes = [group["projection_offset"].shape[-1] for group in groups]
         count, size = len(groups), max(sizes)
-        dtype = _dtype(self.precision)
         # Subjects with fewer components than the others are filled up with zeros.
         offset = torch.zeros(count, size)
         layers: dict[str, torch.Tensor] = {}
         start = 0
         for layer, width in widths.items():
-            side_by_side = torch.zeros(count, size, width, dtype=dtype)
+            side_by_side = torch.zeros(count, size, width)
             for i, (head, group) in enumerate(zip(self.heads, groups, strict=True)):
                 block = _read(group["projection"], head.subject, slice(start, start + width))
                 side_by_side[i, : sizes[i]] = torch.from_numpy(block).T

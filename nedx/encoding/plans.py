@@ -75,7 +75,7 @@ class ComponentsTask:
 
         device = resolve_device(self.device)
         backbone = self.recipe.backbone
-        projection = cache.get(self.model, device, Projection(self.heads, backbone.precision))
+        projection = cache.get(self.model, device, Projection(self.heads))
         if getattr(block, "ndim", 4) == 2:
             return kernels.project_features(
                 block,
