@@ -108,11 +108,4 @@ def _threads() -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_threads(), "nedx-prefetch", initializer=_one_torch_thread)
-
-
-def _one_torch_thread() -> None:
-    """Leave the cores to the forward pass; torch keeps this number for each thread."""
-    import torch
-
-    torch.set_num_threads(1)
+    return ThreadPoolExecutor(_threads(), thread_name_prefix="nedx-prefetch")
