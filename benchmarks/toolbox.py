@@ -41,7 +41,7 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         float32 = _nedx_way(parts, recipe, images, Path(folder) / "float32.zarr", kept, "float32")
         bf16 = _nedx_way(parts, recipe, images, Path(folder) / "bf16.zarr", kept, "bf16")
-        seconds = interleave({"plain": plain, "float32": float32, "bf16": bf16}, rounds=3)
+        seconds = interleave({"plain": plain, "float32": float32, "bf16": bf16}, rounds=5)
     note = f"{N_IMAGES} images of {SIDE} px, {N_COMPONENTS} components, {N_VERTICES} vertices"
     amx = "amx_bf16" in _processor_flags()
     bf16_ratio = ratio(seconds["plain"], seconds["bf16"])

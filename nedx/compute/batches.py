@@ -108,4 +108,17 @@ def _threads() -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_threads(), thread_name_prefix="nedx-prefetch")
+    return ThreadPoolExecutor(_threads(), "nedx-prefetch", initializer=_one_core)
+
+
+def _one_core() -> None:
+    """Keep a thread of the pool to one core: teams of its own would stall the forward pass.
+
+    Not with ``torch.set_num_threads``, which threads that start later would inherit.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    # Torch sets a thread up at its first call, and would undo the limit then.
+    torch.get_num_threads()
+    threadpool_limits(1, user_api="openmp")

@@ -56,7 +56,7 @@ class Fit:
             return _resize(image, self.y, self.x)
         if self.mode == "crop":
             scale = min(height / self.y, width / self.x)
-            tall, wide = round(self.y * scale), round(self.x * scale)
+            tall, wide = max(1, round(self.y * scale)), max(1, round(self.x * scale))
             top, left = (height - tall) // 2, (width - wide) // 2
             return _resize(image[top : top + tall, left : left + wide], self.y, self.x)
         scale = max(height / self.y, width / self.x)

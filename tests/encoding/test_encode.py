@@ -156,7 +156,7 @@ def test_results_computed_together_share_the_pass(case, counted):
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_chunking_gives_the_same(case, data):
     model, _ = case
     ds = stimuli(chunk=None)
@@ -168,7 +168,7 @@ def test_any_chunking_gives_the_same(case, data):
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_indexing_agrees_with_numpy(case, data):
     model, truth = case
     response = encode(stimuli(), model)["response"]

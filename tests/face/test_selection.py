@@ -19,7 +19,7 @@ def applied(coords, positions, dim):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_roi_is_the_union_over_the_subjects(data):
     subjects = data.draw(st.integers(1, 4))
     rois = [f"R{i}" for i in range(data.draw(st.integers(1, 4)))]
@@ -48,7 +48,7 @@ def test_roi_is_the_union_over_the_subjects(data):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_time_window_includes_both_ends(data):
     count = data.draw(st.integers(1, 30))
     times = np.arange(count) / 10 - 0.5

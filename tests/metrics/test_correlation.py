@@ -40,7 +40,7 @@ def test_it_equals_scipy(offset):
     second=st.integers(1, 20),
     vertex=st.integers(1, 7),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_chunking_gives_the_same(first, second, vertex):
     x, y = pair(images=sum(first))
     lazy = x.chunk(image=tuple(first), vertex=vertex), y.chunk(image=second)

@@ -53,6 +53,11 @@ def test_every_image_gets_the_size(mode, y, x, height, width):
     assert found.dtype == np.uint8
 
 
+@pytest.mark.parametrize("mode", ["crop", "resize", "pad"])
+def test_a_strip_of_one_pixel_is_not_lost(mode):
+    assert (Fit(mode, 1, 2)(np.full((9, 1, 3), 7, np.uint8)) == 7).any()
+
+
 def test_a_constant_image_stays_constant():
     image = np.full((33, 50, 3), (10, 100, 200), np.uint8)
     for mode in ("crop", "resize"):

@@ -63,7 +63,7 @@ def by_numpy(array: np.ndarray, key: tuple) -> np.ndarray:
     return array
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.tuples(*(indexers(size) for size in SHAPE)),
     indexers(SHAPE[0]),
@@ -75,7 +75,7 @@ def test_any_selection_equals_numpy(key, first, chunk):
     np.testing.assert_array_equal(lazy[key].compute(), by_numpy(IMAGES, key))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.one_of(st.slices(SHAPE[0]), st.lists(st.integers(0, 10), min_size=1, max_size=9)),
     st.data(),

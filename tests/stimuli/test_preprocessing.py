@@ -57,7 +57,7 @@ def test_berg_equals_torchvision_bit_by_bit(side):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(y=st.integers(20, 400), x=st.integers(20, 400), seed=st.integers(0, 9))
 def test_imagenet_equals_torchvision_for_any_size(y, x, seed):
     pixels = noise(1, y, x, seed=seed)
@@ -220,7 +220,7 @@ def test_a_policy_of_ones_own():
     assert mine.resized_shape(150, 100) == (96, 64)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(5, 90), st.integers(5, 90), st.integers(5, 90), st.integers(5, 90))
 def test_resize_is_within_one_grey_level_of_pillow(y, x, height, width):
     image = noise(y, x)

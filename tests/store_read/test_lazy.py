@@ -91,7 +91,7 @@ def stored():
     return values, xr.Variable(("a", "b"), data, encoding=encoding)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=indexers, second=st.lists(st.integers(0, 22), min_size=1, max_size=9), data=st.data())
 def test_any_two_selections_equal_numpy(stored, first, second, data):
     values, variable = stored
@@ -103,7 +103,7 @@ def test_any_two_selections_equal_numpy(stored, first, second, data):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     positions=st.lists(st.integers(0, 999), min_size=1, max_size=200, unique=True),
     chunk=st.integers(1, 64),

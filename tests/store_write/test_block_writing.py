@@ -48,7 +48,7 @@ def test_a_store_reads_back_with_plain_xarray(responses, tmp_path, small_blocks)
     workers=st.integers(1, 2),
     axis=st.permutations(["subject", "image", "voxel"]),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_any_layout_round_trips(tmp_path_factory, shape, chunks, times, block, lazy, workers, axis):
     values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     ds = xr.Dataset({"response": (axis, da.from_array(values, chunks=lazy))})
