@@ -42,7 +42,11 @@ def measure() -> list[Row]:
         float32 = _nedx_way(parts, recipe, images, Path(folder) / "float32.zarr", kept, "float32")
         bf16 = _nedx_way(parts, recipe, images, Path(folder) / "bf16.zarr", kept, "bf16")
         seconds = interleave({"plain": plain, "float32": float32, "bf16": bf16}, rounds=5)
-    note = f"{N_IMAGES} images of {SIDE} px, {N_COMPONENTS} components, {N_VERTICES} vertices"
+    note = (
+        f"{N_IMAGES} images of {SIDE} px, {N_COMPONENTS} components, {N_VERTICES} vertices; both "
+        "ways run the same network, which is most of the time: what batches of 100 lose to "
+        "batches of 32 decides, and differs by machine"
+    )
     amx = "amx_bf16" in _processor_flags()
     bf16_ratio = ratio(seconds["plain"], seconds["bf16"])
     return [
