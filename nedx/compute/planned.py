@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import dask.array as da
@@ -70,6 +71,31 @@ class PlannedArray(da.Array, metaclass=_CountsAsDaskArray):
         # An integer drops its axis: the plan keeps it with length one, dask takes it away.
         squeeze = tuple(0 if axis in dropped else slice(None) for axis in range(self.ndim))
         return da.Array.__getitem__(narrowed, squeeze)
+
+
+@dataclass(frozen=True, eq=False)
+class Transposed:
+    """A planned array with its axes in another order.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the array before.
+    axes : tuple of int
+        As `numpy.transpose` takes them.
+    """
+
+    plan: Plan
+    axes: tuple[int, ...]
+
+    def build(self) -> da.Array:
+        """Return the transposed dask array."""
+        return da.transpose(self.plan.build(), self.axes)
+
+    def narrow(self, indexers: tuple[Indexer, ...]) -> Transposed:
+        """Narrow the plan below, each of whose axes has one of these indexers."""
+        below = dict(zip(self.axes, indexers, strict=True))
+        return Transposed(self.plan.narrow(tuple(below[i] for i in range(len(below)))), self.axes)
 
 
 def _normalize(

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.compute.devices import check_device, resolve_device
-from nedx.compute.planned import PlannedArray
+from nedx.compute.planned import PlannedArray, Transposed
 from nedx.encoding.loading import Head
 from nedx.encoding.model import LinearEncoder, load_model, result_labels, targets_of
 from nedx.encoding.plans import ComponentsPlan, ComponentsTask, ResponsePlan, ResponseTask
@@ -128,9 +128,7 @@ def _encode(
         plan = ResponsePlan(
             components, used if own else (0,) * len(used), target, _axis(task, target.subject_axis)
         )
-        lead = ("subject", "image") if target.subject_axis else ("image",)
-        dims = (*lead, *target_dims(member))
-        results[name] = xr.Variable(dims, PlannedArray(plan), attrs)
+        results[name] = _in_order(plan, target.subject_axis, target_dims(member), attrs)
     if keep_components and "components" not in ds:
         ds = ds.assign(components=_kept(components, model, recipe, own=own))
     ds = _with_partition(ds, model)
@@ -151,6 +149,22 @@ def _encode(
         for name, response in results.items()
     }
     return xr.DataTree.from_dict({"/": root, **children})
+
+
+def _in_order(
+    plan: ResponsePlan,
+    subject_axis: bool,  # noqa: FBT001
+    targets: tuple[str, ...],
+    attrs: dict[str, Any],
+) -> xr.Variable:
+    """Name the axes of a response; repetitions come before the neuroids."""
+    dims = (*(("subject",) if subject_axis else ()), "image", *targets)
+    if "repetition" not in targets:
+        return xr.Variable(dims, PlannedArray(plan), attrs)
+    rest = [dim for dim in targets if dim != "repetition"]
+    ordered = (*dims[: len(dims) - len(targets)], "repetition", *rest)
+    axes = tuple(dims.index(dim) for dim in ordered)
+    return xr.Variable(ordered, PlannedArray(Transposed(plan, axes)), attrs)
 
 
 def _encode_tree(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from nedx.compute import cache
 from nedx.compute.references import ModelRef, Positions
 from nedx.errors import CorruptStoreError, ModelError
+from nedx.store.location import Location
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +32,14 @@ class Head:
         The group that holds the arrays; ``""`` is the root.
     subject : int, optional
         Position along the subject axis of the arrays; None where they have none.
+    place : str
+        The store, where it is not the one that the reference names: models of single subjects
+        are used together without copying them.
     """
 
     group: str = ""
     subject: int | None = None
+    place: str = ""
 
 
 class Part(Protocol):
@@ -135,8 +140,9 @@ class Projection:
         """
         import torch
 
-        groups = [_group(ref, head.group) for head in self.heads]
-        widths: dict[str, int] = dict(_group(ref, "").attrs["layer_widths"])
+        groups = [_group(ref, head) for head in self.heads]
+        root = _group(ref, replace(self.heads[0], group=""))
+        widths: dict[str, int] = dict(root.attrs["layer_widths"])
         sizes = [group["projection_offset"].shape[-1] for group in groups]
         count, size = len(groups), max(sizes)
         # Subjects with fewer components than the others are filled up with zeros.
@@ -235,7 +241,7 @@ def read_targets(ref: ModelRef, name: str, block: TargetBlock) -> np.ndarray:
         In the order of the positions, whatever the order on disk.
     """
     head = block.head
-    array = _group(ref, head.group)[name]
+    array = _group(ref, head)[name]
     sorted_positions, inverses = [], []
     for axis, positions in enumerate(block.positions):
         unique, inverse = np.unique(positions.array, return_inverse=True)
@@ -266,9 +272,11 @@ def _read(array: Any, subject: int | None, *selection: slice | np.ndarray) -> np
     return values if values.flags.writeable else values.copy()
 
 
-def _group(ref: ModelRef, group: str) -> Any:
+def _group(ref: ModelRef, head: Head) -> Any:
+    if head.place:
+        ref = replace(ref, location=Location.of(head.place))
     root = cache.get(ref, "cpu", Arrays(repr(ref.location)))
-    return root[group] if group else root
+    return root[head.group] if head.group else root
 
 
 def _dtype(precision: str) -> torch.dtype:

@@ -212,7 +212,8 @@ class LinearEncoder:
         # A selection is packed afresh: its rows start at the first.
         for name in sorted({ROOT, *self._groups}):
             ds = self._groups.get(name, xr.Dataset())
-            yield name, _placed(result_labels(ds)) if self._root is not self else ds
+            packed = self._root is not self or f"{PREFIX}place" in ds
+            yield name, _placed(result_labels(ds)) if packed else ds
 
     def hashes(self) -> dict[str, str]:
         """Return ``weights_sha256``, and ``projection_sha256`` of what makes the components."""
@@ -385,7 +386,9 @@ def targets_of(group: str, ds: xr.Dataset) -> Targets:
         return Targets((Head(group),), np.atleast_2d(rows), rest, subject_axis=False)
     subjects = ds[f"{PREFIX}subject"].values
     rows = np.broadcast_to(rows, (len(subjects), rows.shape[-1]))
-    return Targets(tuple(Head(group, int(s)) for s in subjects), rows, rest)
+    places = ds[f"{PREFIX}place"].values if f"{PREFIX}place" in ds else [""] * len(subjects)
+    heads = tuple(Head(group, int(s), str(p)) for s, p in zip(subjects, places, strict=True))
+    return Targets(heads, rows, rest)
 
 
 def lazy_weights(ref: ModelRef, group: str, ds: xr.Dataset, components: int) -> xr.Dataset:

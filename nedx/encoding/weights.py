@@ -32,11 +32,17 @@ def fold(
             "scaler_scale must be above 0 for every feature; where a feature is constant use 1, as "
             "scikit-learn does: np.where(scale > 0, scale, 1)"
         )
-    c = np.asarray(components, np.float64)
+    c = np.asarray(components)
     mu, s, m = (np.asarray(v, np.float64) for v in (scaler_mean, scaler_scale, pca_mean))
-    scaled = c / s[..., None, :]
-    offset = (scaled @ mu[..., None] + c @ m[..., None])[..., 0]
-    return np.swapaxes(scaled, -1, -2).astype(np.float32), offset.astype(np.float32)
+    scaled = np.empty(c.shape, np.float32)
+    offset = np.empty(c.shape[:-1], np.float32)
+    # Component by component: all of them in float64 would take four times what is given.
+    for i in range(c.shape[-2]):
+        row = c[..., i, :].astype(np.float64)
+        divided = row / s
+        scaled[..., i, :] = divided
+        offset[..., i] = (divided * mu).sum(-1) + (row * m).sum(-1)
+    return np.swapaxes(scaled, -1, -2), offset
 
 
 def split_groups(weights: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
