@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -16,10 +15,11 @@ from nedx.compute.devices import check_device, resolve_device
 from nedx.compute.planned import PlannedArray, Transposed
 from nedx.encoding.loading import Head
 from nedx.encoding.model import LinearEncoder, load_model, result_labels, targets_of
+from nedx.encoding.partition import partition_coords
 from nedx.encoding.plans import ComponentsPlan, ComponentsTask, ResponsePlan, ResponseTask
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.storing import HEAVY, target_dims
-from nedx.errors import ModelError, NedxWarning, SelectionError, StimulusError
+from nedx.errors import ModelError, SelectionError, StimulusError
 from nedx.schema import neuroid_dim, restore_index, subject_label
 from nedx.selection import Names, Subjects, Times
 
@@ -131,20 +131,20 @@ def _encode(
         results[name] = _in_order(plan, target.subject_axis, target_dims(member), attrs)
     if keep_components and "components" not in ds:
         ds = ds.assign(components=_kept(components, model, recipe, own=own))
-    ds = _with_partition(ds, model)
+    seen = partition_coords(ds, model)
     labels = {name: _result_coords(member) for name, member in members.items()}
     if len(members) == 1:
         ((name, response),) = results.items()
         added = "response_predicted" if "response" in ds else "response"
-        out = ds.assign_coords(labels[name].coords).assign({added: response})
+        out = ds.assign_coords({**labels[name].coords, **seen[name]}).assign({added: response})
         out = out.assign_coords(subject=_label(name)) if name else out
         return _recorded(out, recipe, attrs)
     # Children inherit coordinates that are indices; which images they were trained on is theirs.
     root = restore_index(_recorded(ds, recipe, attrs)) if "image_id" in ds.coords else ds
-    own_coords = {"partition": root["partition"].variable} if "partition" in root.coords else {}
+    given = {"partition": root["partition"].variable} if "partition" in root.coords else {}
     children = {
         f"/{name}": xr.Dataset({"response": response}, attrs=root.attrs).assign_coords(
-            {**labels[name].coords, **own_coords, "subject": _label(name)}
+            {**labels[name].coords, **given, **seen[name], "subject": _label(name)}
         )
         for name, response in results.items()
     }
@@ -461,25 +461,6 @@ def _recorded(ds: xr.Dataset, recipe: EncoderRecipe, made_by: dict[str, Any]) ->
 def _result_coords(member: xr.Dataset) -> xr.Dataset:
     """Return the labels that travel to results."""
     labels = result_labels(member)
-    foreign = {"feature", "component", "training_image"}
+    foreign = {"feature", "component", "known_image"}
     dropped = [n for n in labels.variables if n in HEAVY or foreign & set(labels[n].dims)]
     return labels.drop_vars(dropped)
-
-
-def _with_partition(ds: xr.Dataset, model: LinearEncoder) -> xr.Dataset:
-    """Say which images the model was trained on, where it knows and nobody has said yet."""
-    homes = [group for _, group in model.groups() if "training_image_id" in group]
-    if not homes or "image_id" not in ds.coords or "partition" in ds:
-        return ds
-    trained = np.isin(
-        ds["image_id"].values.astype(str), homes[0]["training_image_id"].values.astype(str)
-    )
-    if trained.all() and trained.size:
-        warnings.warn(
-            "all of these images are among those that the model was trained on; a score on them "
-            "says nothing about new images",
-            NedxWarning,
-            stacklevel=4,
-        )
-    labels = np.where(trained, "train", "unseen").astype(object)
-    return ds.assign_coords(partition=("image", labels))

@@ -17,6 +17,9 @@ from nedx.encoding.weights import ROOT
 from nedx.errors import ModelError
 from nedx.store.location import Location
 
+_FILLED = {"roi": {"roi_mask": False}, "known_image": {"known_partition": "unseen"}}
+"""Dims along which subjects may differ, and what stands where one has nothing."""
+
 
 def join_models(places: Mapping[str, Location]) -> LinearEncoder:
     """Open stored models of one subject each as one model with a subject dimension.
@@ -77,6 +80,11 @@ def _joined_labels(
             ds[f"{PREFIX}row"] = rows.expand_dims("subject")
         place = np.array([places[subject].url], dtype=object)
         stacked.append(ds.assign_coords({f"{PREFIX}place": ("subject", place)}).reset_coords())
+    for dim in _FILLED:
+        known = [ds.get_index(dim) for ds in stacked if dim in ds.dims]
+        union = list(dict.fromkeys(label for index in known for label in index))
+        if known:
+            stacked = [ds.reindex({dim: union}, fill_value=_FILLED[dim]) for ds in stacked]
     joined = xr.concat(
         stacked,
         dim="subject",

@@ -356,12 +356,15 @@ def test_partition_says_what_was_trained_on():
         [f],
         own_projection=False,
         dims=("unit",),
-        coords={"training_image_id": ("training_image", np.array(["test:001"], dtype=object))},
+        coords={
+            "known_image": np.array(["test:001", "test:002"], dtype=object),
+            "known_partition": ("known_image", np.array(["train", "test"], dtype=object)),
+        },
     )
     out = encode(stimuli(), model)
     assert out["partition"].values.tolist().count("train") == 1
-    assert out["partition"].values[1] == "train"
-    assert "training_image_id" not in out
+    assert out["partition"].values[:4].tolist() == ["unseen", "train", "test", "unseen"]
+    assert "known_image" not in out.dims
 
 
 def test_ragged_subjects(fits):
