@@ -70,6 +70,12 @@ class DatasetNed:
 
         return score(self._obj, **options)
 
+    def trusted(self, **thresholds: float) -> xr.Dataset:
+        """Keep the neuroids that are predicted well enough; see `nedx.metrics.trusted`."""
+        from nedx.metrics.trusted import trusted
+
+        return trusted(self._obj, **thresholds)
+
     def to_zarr(self, place: str | Path | Location, **options: Any) -> Location:
         """Write a store that can be resumed and verified; see `nedx.to_zarr`."""
         from nedx.store.writing import to_zarr
@@ -149,6 +155,12 @@ class DataTreeNed:
         from nedx.metrics.noise_ceiling import score
 
         return selection.map_nodes(self._obj, lambda ds: score(ds, **options))
+
+    def trusted(self, **thresholds: float) -> xr.DataTree:
+        """Keep the neuroids of every subject that are predicted well enough."""
+        from nedx.metrics.trusted import trusted
+
+        return selection.map_nodes(self._obj, lambda ds: trusted(ds, **thresholds))
 
     def to_zarr(self, place: str | Path | Location, **options: Any) -> Location:
         """Write a store with a group a subject; see `nedx.to_zarr`."""
