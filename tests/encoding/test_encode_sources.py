@@ -15,6 +15,7 @@ from nedx.errors import StimulusError
 from nedx.stimuli import sources
 from nedx.stimuli.images import open_images
 from tests.encoding.truth import encoder, fit, random_pixels, stimuli
+from tests.memory import needs_proc
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +98,15 @@ def test_a_cluster_loads_each_part_once_a_process(folder, model, fitted):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="reads the resident size as POSIX has it")
+@needs_proc
 def test_memory_does_not_grow_with_the_images(tmp_path, model):
     place = tmp_path / "m.zarr"
     model.to_zarr(place)
     script = textwrap.dedent(
         f"""
-        import resource, sys
         import dask.array as da, numpy as np, torch, xarray as xr
         from nedx.encoding import encode
+        from tests.memory import peak_kib
         torch.set_num_threads(1)
         def peak(count):
             pixels = da.random.default_rng(0).integers(
@@ -112,7 +114,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path, model):
             ds = xr.Dataset({{"pixels": (("image", "y", "x", "rgb"), pixels)}})
             response = encode(ds, {str(place)!r})["response"]
             response.mean().compute(scheduler="threads", num_workers=2)
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return peak_kib()
         few = peak(1000)
         many = peak(4000)
         print(many / few)

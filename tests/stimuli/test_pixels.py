@@ -20,6 +20,7 @@ from nedx.compute.planned import PlannedArray
 from nedx.stimuli import open_images, sources
 from nedx.stimuli.pixels import PixelPlan, chunk_images, plan_pixels
 from tests.laziness import computes_at_most
+from tests.memory import needs_proc
 
 SHAPE = (11, 4, 5, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
@@ -232,22 +233,23 @@ def test_a_plan_without_images_is_empty():
 
 
 MEMORY = """
-import resource, sys
+import sys
 from nedx.stimuli import open_images
+from tests.memory import peak_kib
 
 ds = open_images(sys.argv[1])
 blocks = ds.pixels.data.blocks
 ds.isel(image=[0]).pixels.values
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 total = 0
 for start in range(0, ds.sizes["image"], 64):
     total += ds.pixels[start : start + 64].values.shape[0]
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak_kib()
 print(total, (after - before) // 1024)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+@needs_proc
 def test_memory_stays_bounded_over_2000_images(tmp_path):
     """All of them would be 369 MB; a block of 64 is 12 MB."""
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
