@@ -273,6 +273,16 @@ class S3Server:
     def options(self) -> dict[str, object]:
         return {"endpoint_url": self.endpoint, **self.credentials}
 
+    def fill(self, bucket: str, folder: Path) -> str:
+        """Make a public bucket of another name hold a folder; returns its URL."""
+        self._client.create_bucket(Bucket=bucket)
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            key = path.relative_to(folder).as_posix()
+            body = path.read_bytes()
+            self._client.put_object(Bucket=bucket, Key=key, Body=body, ACL="public-read")
+        self.counter.forget()
+        return f"s3://{bucket}"
+
     def upload(self, folder: Path, prefix: str, *, public: bool = False) -> str:
         """Put a folder into the bucket; returns its URL."""
         acl = {"ACL": "public-read"} if public else {}
