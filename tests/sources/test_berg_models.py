@@ -12,11 +12,12 @@ import xarray as xr
 import nedx
 from nedx.errors import CorruptStoreError, ModelError, SelectionError, StoreError
 from nedx.sources.berg.models import open_model
-from tests.berg import models as tree
+from tests.berg import models, tree
 from tests.encoding.truth import GABOR, features, random_pixels
 from tests.encoding.truth import stimuli as noise
 
 EEG, NSD = "eeg-things_eeg_2-vit_b_32", "fmri-nsd_fsaverage-vit_b_32"
+TVSD = "utah_array-tvsd-vit_b_32"
 MEG, THINGS = "meg-things_meg_1-vit_b_32", "fmri-things_fmri_1-vit_b_32"
 N_IMAGES = 7
 
@@ -153,6 +154,27 @@ def test_things_fmri(tmp_path, taps, width, images):
     percent = wrote["metadata"]["encoding_model"]["noise_ceiling_testset"]
     np.testing.assert_allclose(encoded["noise_ceiling"].squeeze(), percent / 100, rtol=1e-6)
     assert encoded.ned.roi("lFFA")["voxel"].values.tolist() == [2, 7]
+
+
+def test_tvsd(tmp_path, taps, width, images):
+    wrote = tree.write_tvsd(tmp_path, "N", width)
+    model = open_model(tmp_path, TVSD, subject="N", backbone=GABOR)
+    encoded = images.ned.encode(model, roi="V4")
+    parts = wrote["weights"]
+    flat = plain(taps, parts["scaler_param"], parts["pca_param"], parts["reg_param"])
+    v4 = wrote["metadata"]["roi"]["roi_assignments"] == 1
+    close(encoded["response"].squeeze("subject"), flat.reshape(-1, 24, 300)[:, v4])
+    nedx.validate(encoded)
+
+
+def test_ned_kept_one_pca_for_all_subjects(tmp_path, taps, width, images):
+    wrote = [tree.write_ned_eeg(tmp_path, s, width)["weights"] for s in (1, 2)]
+    encoded = images.ned.encode(open_model(tmp_path, EEG, subject=[1, 2], backbone=GABOR))
+    for found, weights in zip(encoded["response"], wrote, strict=True):
+        used = {**weights["pca_param"]}
+        used["components_"] = used["components_"][: models.COMPONENTS]
+        close(found, eeg_truth(taps, {**weights, "pca_param": used}))
+    assert encoded["response"].attrs["normalization_scope"] == "session"
 
 
 def test_a_file_is_read_once(tmp_path, width, images, caplog):

@@ -176,6 +176,31 @@ def things_fmri_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
     return _finished(labels, subject, ("voxel",), found, partition)
 
 
+def tvsd_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
+    """Label the TVSD models: electrodes (units) in V1, V4 and IT, and time.
+
+    The published noise ceilings are percent; here they are fractions.
+    """
+    array = _first(metadata, "utah_array", "utah-array")
+    model, roi = metadata["encoding_model"], metadata["roi"]
+    areas = np.asarray(roi["roi_assignments"])
+    members = {str(name): np.flatnonzero(areas == n) for n, name in enumerate(roi["roi_labels"])}
+    found = {
+        "encoding_accuracy": (model.get("correlation_results"), _ACCURACY),
+        "ncsnr": (model.get("ncsnr"), _NCSNR),
+        "noise_ceiling": (np.asarray(model["noise_ceiling"]) / 100, _CEILING),
+    }
+    labels = xr.Dataset(
+        coords={
+            "unit": np.arange(len(areas), dtype=np.int32),
+            "electrode": ("unit", np.asarray(array["electrode_order"], np.int32)),
+            "time": ("time", np.asarray(array["times"], np.float64), _SECONDS),
+            **_masks(members, subject, "unit", len(areas)),
+        }
+    )
+    return _finished(labels, subject, ("unit", "time"), found, {})
+
+
 def things_ids(files: Iterable[Any]) -> list[str]:
     """Return ``things:aardvark_01b`` for paths such as ``aardvark/aardvark_01b.jpg``."""
     return [f"things:{PurePosixPath(str(file)).stem}" for file in files]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nedx.errors import SelectionError, StoreError, UnknownIdError, close_matches
 from nedx.schema import subject_label
+from nedx.sources.berg.streams import url_of
 from nedx.store.location import Location
 
 BUCKET = "s3://brain-encoding-response-generator"
@@ -22,22 +22,28 @@ class Layout:
         Below ``encoding_models/``.
     subjects : tuple of str
         As file names spell them, in the order of their labels.
-    weights, metadata : tuple of str
-        Names of the file of one subject, newest first; ``{subject}`` and ``{split}`` are filled
-        in.
+    weights : tuple of tuple of str
+        Names of the files of one subject, in each era; ``{subject}`` and ``{split}`` are filled
+        in. One file holds everything, or three hold scaler, components and regressions.
+    metadata : tuple of str
+        Names that the file of one subject may have.
     splits : tuple of str
         Names of the training splits, the whole first; empty where there is one training set.
     """
 
     folder: str
     subjects: tuple[str, ...]
-    weights: tuple[str, ...]
+    weights: tuple[tuple[str, ...], ...]
     metadata: tuple[str, ...]
     splits: tuple[str, ...] = ()
 
     def labels(self) -> dict[str, str]:
         """Return the label of each subject, and how file names spell it."""
         return {subject_label(name.lstrip("P")): name for name in self.subjects}
+
+
+_NED = ("StandardScaler_param.npy", "pca_param.npy", "LinearRegression_param_sub-{subject}.npy")
+"""The files of NED (2024), whose scaler and components are those of all subjects."""
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -52,8 +58,8 @@ def _by_subject(modality: str, dataset: str, model: str, count: int) -> Layout:
     return Layout(
         _folder(modality, dataset, model),
         _numbered(count),
-        ("weights_subject-{subject}.npy",),
-        ("metadata_subject-{subject}.npy",),
+        (("weights_subject-{subject}.npy",), _NED),
+        ("metadata_subject-{subject}.npy", "metadata_sub-{subject}.npy"),
     )
 
 
@@ -71,15 +77,21 @@ LAYOUTS: dict[str, Layout] = {
     "meg-things_meg_1-vit_b_32": Layout(
         _folder("meg", "things_meg_1", "vit_b_32"),
         tuple(f"P{number}" for number in range(1, 5)),
-        ("weights_{subject}_{split}.npy",),
+        (("weights_{subject}_{split}.npy",),),
         ("metadata_{subject}.npy", "metadata_{subject}_{split}.npy"),
         _MEG_SPLITS,
     ),
     "fmri-things_fmri_1-vit_b_32": Layout(
         _folder("fmri", "things_fmri_1", "vit_b_32"),
         _numbered(3),
-        ("weights_sub-{subject}.npy",),
+        (("weights_sub-{subject}.npy",),),
         ("metadata_sub-{subject}.npy",),
+    ),
+    "utah_array-tvsd-vit_b_32": Layout(
+        _folder("utah_array", "tvsd", "vit_b_32"),
+        ("F", "N"),
+        (("weights_monkey{subject}.npy",),),
+        ("metadata_monkey{subject}.npy",),
     ),
 }
 """The linearised models by their published ids."""
@@ -98,18 +110,20 @@ class Files:
     ----------
     root : Location
         What the keys are relative to.
-    weights, metadata : str
-        Keys.
+    weights : tuple of str
+        Keys of one file, or of scaler, components and regressions.
+    metadata : str
+        Key.
     """
 
     root: Location
-    weights: str
+    weights: tuple[str, ...]
     metadata: str
 
     @property
     def weights_url(self) -> str:
-        """Where the weights lie, for messages and provenance."""
-        return f"{self.root.url.rstrip('/')}/{self.weights}"
+        """Where the weights that are the subject's own lie, for messages."""
+        return url_of(self.root, self.weights[-1])
 
 
 def layout_of(model_id: str) -> Layout:
@@ -160,22 +174,31 @@ def find_files(root: Location, model_id: str, subject: str, split: str | None = 
         )
     split = _checked_split(model_id, layout, split)
     base = f"encoding_models/{layout.folder}"
-    found = {}
-    for kind, folder, patterns in (
-        ("weights", "encoding_models_weights", layout.weights),
-        ("metadata", "metadata", layout.metadata),
-    ):
-        spelled = dict.fromkeys(_spelled(patterns, labels[subject], split))
-        names = [f"{base}/{folder}/{name}" for name in spelled]
-        present = next((name for name in names if root.exists(name)), None)
-        if present is None:
-            raise StoreError(
-                f"the {kind} of {model_id}, {subject}, are not at {root.url}: looked for "
-                f"{' and '.join(names)}. Check the root, which holds the folder "
-                "'encoding_models', or fetch the file again"
-            )
-        found[kind] = present
-    return Files(root, found["weights"], found["metadata"])
+    name = labels[subject]
+    weights = _present(
+        root,
+        f"the weights of {model_id}, {subject},",
+        [_spelled(f"{base}/encoding_models_weights", era, name, split) for era in layout.weights],
+    )
+    metadata = _present(
+        root,
+        f"the metadata of {model_id}, {subject},",
+        [_spelled(f"{base}/metadata", (one,), name, split) for one in layout.metadata],
+    )
+    return Files(root, weights, metadata[0])
+
+
+def _present(root: Location, what: str, eras: list[list[tuple[str, ...]]]) -> tuple[str, ...]:
+    """Return the first names whose files are all there."""
+    names = [keys for era in eras for keys in era]
+    for keys in names:
+        if all(root.exists(key) for key in keys):
+            return keys
+    looked_for = " or ".join(dict.fromkeys(keys[-1] for keys in names))
+    raise StoreError(
+        f"{what} are not at {root.url}: looked for {looked_for}. Check the root, which holds the "
+        "folder 'encoding_models', or fetch the file again"
+    )
 
 
 def _checked_split(model_id: str, layout: Layout, split: str | None) -> str | None:
@@ -191,9 +214,13 @@ def _checked_split(model_id: str, layout: Layout, split: str | None) -> str | No
     return split
 
 
-def _spelled(patterns: tuple[str, ...], subject: str, split: str | None) -> Iterator[str]:
-    """Yield the names that a file may have; training splits were renamed once."""
-    names = [split, _LATER_SPLITS[split]] if split else [""]
-    for name in names:
-        for pattern in patterns:
-            yield pattern.format(subject=subject, split=name)
+def _spelled(
+    folder: str, patterns: tuple[str, ...], subject: str, split: str | None
+) -> list[tuple[str, ...]]:
+    """Return the keys that files may have; training splits were renamed once."""
+    splits = [split, _LATER_SPLITS[split]] if split else [""]
+    keys = [
+        tuple(f"{folder}/{p.format(subject=subject, split=name)}" for p in patterns)
+        for name in splits
+    ]
+    return list(dict.fromkeys(keys))

@@ -51,6 +51,9 @@ class _Family:
     about: Mapping[str, str]
 
 
+_NED = {"normalization_scope": "session"}
+"""NED standardised the EEG of each session, its successor does not: the two are never mixed."""
+
 _FMRI = {"modality": "fmri", "species": "human", "units": "1", "normalization": "zscore"}
 _FAMILIES = {
     "things_eeg_2": _Family(
@@ -98,6 +101,19 @@ _FAMILIES = {
             "normalization_scope": "session",
             "dataset": "things-fmri1",
             "training_data": "THINGS-fMRI1",
+        },
+    ),
+    "tvsd": _Family(
+        labels.tvsd_labels,
+        ("unit", "time"),
+        {
+            "modality": "ephys",
+            "species": "macaque",
+            "units": "1",
+            "normalization": "zscore",
+            "normalization_scope": "session",
+            "dataset": "tvsd",
+            "training_data": "TVSD: multi-unit activity, mean over repetitions",
         },
     ),
 }
@@ -191,7 +207,7 @@ def _converted(
     files: Files, model_id: str, subject: str, backbone: BackboneRecipe, split: str | None
 ) -> Location:
     """Return the Zarr model of one subject, made now unless it lies in the cache."""
-    stamp = _stamp(files.root, files.weights) + _stamp(files.root, files.metadata)
+    stamp = "".join(_stamp(files.root, key) for key in (*files.weights, files.metadata))
     text = "\n".join([files.weights_url, stamp, split or "", backbone.model_dump_json()])
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     place = Location.of(cache_dir() / "berg" / model_id / f"{subject}-{digest}.zarr")
@@ -232,7 +248,7 @@ def _read(
             f"{files.metadata} at {files.root.url} has no {error}; it holds "
             f"{', '.join(map(str, metadata))}. Fetch the file again"
         ) from error
-    weights = read_npy(files.root, files.weights)
+    weights = _weights(files)
     try:
         folded = _folded(weights, family.dims, labelled, labels.time_first(metadata))
     except (KeyError, AttributeError) as error:
@@ -249,12 +265,20 @@ def _read(
         split=split,
         license=LICENSE,
         citation="Gifford et al., the Brain Encoding Response Generator (formerly NED)",
-        **family.about,
+        **{**family.about, **(_NED if len(files.weights) > 1 else {})},
     )
     try:
         return LinearEncoder(folded, recipe)
     except ModelError as error:
         raise ModelError(f"{files.weights_url}: {error}") from error
+
+
+def _weights(files: Files) -> dict[str, Any]:
+    """Read scaler, components and regressions: from one file, or from three of NED."""
+    if len(files.weights) == 1:
+        return read_npy(files.root, files.weights[0])
+    names = ("scaler_param", "pca_param", "reg_param")
+    return {name: read_npy(files.root, key) for name, key in zip(names, files.weights, strict=True)}
 
 
 def _check_width(files: Files, width: int, backbone: BackboneRecipe) -> None:
@@ -278,9 +302,10 @@ def _folded(
     from nedx.encoding.weights import fold
 
     scaler = weights["scaler_param"]
-    fits = _components(weights["pca_param"])
-    parts = [fold(scaler["mean_"], scaler["scale_"], c, mean) for c, mean in fits]
     regressions = _regressions(weights)
+    used = regressions[0][0].shape[1]
+    fits = [(c[:used], mean) for c, mean in _components(weights["pca_param"])]
+    parts = [fold(scaler["mean_"], scaler["scale_"], c, mean) for c, mean in fits]
     sizes = [components.shape[0] for components, _ in fits]
     # With components of their own, repetitions stand side by side: each reads its part only.
     starts = [0, *np.cumsum(sizes)][:-1] if len(fits) > 1 else [0] * len(regressions)

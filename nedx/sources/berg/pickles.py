@@ -1,58 +1,153 @@
-"""Pickles of others, read without running what is in them."""
+"""Pickles of others, read without running what is in them.
+
+A pickle is a list of calls. Here the only things that can be called make containers, the parts of
+an array in Python, or plain holders of attributes. Not even numpy's own functions are: given the
+arguments of a forger, they would take bytes for pointers.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import tokenize
+import zipfile
 from collections import OrderedDict
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
 
-from nedx.errors import CorruptStoreError, ModelError, NedxError, StoreError
-from nedx.store.location import Location, remote_errors
+from nedx.errors import CorruptStoreError, ModelError, StoreError
+from nedx.sources.berg.streams import opened, url_of
+from nedx.store.location import Location
 
-_PIECE = 2**22
+UNREAD = "final_params"
+"""Weights of the last epoch, half of a fwRF file. Never read: ``best_params`` predict."""
+
+# Which of these a damaged pickle raises depends on the byte that is wrong.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
-class Kept:
-    """Stands in for an object of another package: its attributes, and none of its code."""
+class _Dtype:
+    """A dtype in a file: of numbers, strings or objects."""
+
+    def __init__(self, spec: str, *_: object):
+        self.dtype = np.dtype(spec)
+        if self.dtype.kind not in "biufcSUO":
+            raise ValueError(f"an array of {self.dtype}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take the byte order, all else is in the name."""
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
-_RECONSTRUCT = ("_reconstruct", "scalar")
-_STAND_INS = {
-    ("sklearn.decomposition._pca", "PCA"),
-    ("sklearn.preprocessing._data", "StandardScaler"),
-    ("sklearn.linear_model._base", "LinearRegression"),
-    ("argparse", "Namespace"),
+class _Array:
+    """An array in a file; its bytes are not copied."""
+
+    def __init__(self, *_: object):
+        self.array = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take the shape, the dtype, the order of the axes and the values."""
+        _, shape, kind, by_column, values = state
+        if kind.dtype.kind == "O":
+            flat = np.empty(len(values), dtype=object)
+            flat[:] = [_resolved(value) for value in values]
+        else:
+            flat = _taken(values, kind.dtype, math.prod(shape))
+        self.array = flat.reshape(shape, order="F" if by_column else "C")
+
+
+def _taken(values: Any, dtype: Any, count: int = -1) -> np.ndarray:
+    """See bytes as an array, without copying; numpy refuses to take them for objects."""
+    found: np.ndarray = np.frombuffer(values, dtype, count) if count else np.empty(0, dtype)
+    return found
+
+
+def _scalar(kind: _Dtype, values: bytes) -> Any:
+    return _taken(values, kind.dtype, 1)[0]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor in a file of torch: where its values lie."""
+
+    storage: tuple[str, str]
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, storage: Any, offset: int, shape: Any, strides: Any, *_: object) -> _Tensor:
+        return cls(storage, offset, shape, strides)
+
+
+_NUMPY = {"_reconstruct": _Array, "scalar": _scalar}
+_ADMITTED: Mapping[tuple[str, str], Any] = {
+    **{(f"numpy.{c}.multiarray", name): f for c in ("core", "_core") for name, f in _NUMPY.items()},
+    ("numpy", "ndarray"): "numpy.ndarray",
+    ("numpy", "dtype"): _Dtype,
+    # How protocol 2, that of torch, writes bytes; `bytes` takes codecs of text alone.
+    ("_codecs", "encode"): bytes,
+    ("__builtin__", "bytes"): bytes,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("argparse", "Namespace"): SimpleNamespace,
+    ("sklearn.decomposition._pca", "PCA"): SimpleNamespace,
+    ("sklearn.linear_model._base", "LinearRegression"): SimpleNamespace,
+    ("sklearn.preprocessing._data", "StandardScaler"): SimpleNamespace,
+}
+_TORCH: Mapping[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _Tensor.of,
+    ("torch", "DoubleStorage"): "<f8",
+    ("torch", "FloatStorage"): "<f4",
+    ("torch", "HalfStorage"): "<f2",
+    ("torch", "LongStorage"): "<i8",
+    ("torch", "IntStorage"): "<i4",
+    ("torch", "BoolStorage"): "?",
 }
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """Reads numpy arrays in the containers of Python, and `Kept` for a few named classes.
+class _Unpickler(pickle.Unpickler):
+    """Reads what is admitted; nothing else is imported or run."""
 
-    Raises
-    ------
-    pickle.UnpicklingError
-        If the file names anything else; nothing of it is imported or run.
-    """
+    def __init__(self, file: IO[bytes], url: str, admitted: Mapping[tuple[str, str], Any]):
+        super().__init__(file)
+        self.url = url
+        self.admitted = admitted
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a global of the file stands for here."""
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if module in ("numpy._core.multiarray", "numpy.core.multiarray") and name in _RECONSTRUCT:
-            return getattr(import_module("numpy._core.multiarray"), name)
-        if module in ("numpy._core.numeric", "numpy.core.numeric") and name == "_frombuffer":
-            return import_module("numpy._core.numeric")._frombuffer
-        if (module, name) == ("_codecs", "encode"):
-            return import_module("_codecs").encode
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) in _STAND_INS:
-            return type(name, (Kept,), {})
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        if (module, name) not in self.admitted:
+            raise ModelError(
+                f"{self.url} is refused: it names {module}.{name}, and only arrays and the "
+                "parameters of scikit-learn and argparse are read. Such a file could run any "
+                "code; ask who made it"
+            )
+        return self.admitted[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return dtype and name of the storage of a tensor."""
+        kind, dtype, name, *_ = pid
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"a reference to {pid!r}")
+        return dtype, name
 
 
 def read_npy(location: Location, key: str) -> dict[str, Any]:
@@ -68,8 +163,8 @@ def read_npy(location: Location, key: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        Arrays, numbers and strings; `Kept` for objects of scikit-learn. Each array is read
-        once, into the memory it stays in.
+        Arrays (read-only), numbers and strings; `types.SimpleNamespace` for objects of
+        scikit-learn. Each array is read once, into the memory it stays in.
 
     Raises
     ------
@@ -80,57 +175,129 @@ def read_npy(location: Location, key: str) -> dict[str, Any]:
     ModelError
         If it holds something else, or objects that are not admitted.
     """
-    url = f"{location.url.rstrip('/')}/{key}"
-    filesystem, base = location.filesystem()
-    try:
-        with (
-            filesystem.open(
-                f"{base}/{key}", "rb", block_size=_PIECE, cache_type="readahead"
-            ) as raw,
-            io.BufferedReader(raw, _PIECE) as file,
-        ):
-            found = _unpickled(file, url)
-    except FileNotFoundError as error:
-        raise StoreError(f"there is no file {url}. Check the root, or fetch the file") from error
-    except NedxError:
-        raise
-    except remote_errors() as error:
-        raise location.failed(error, key) from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{url} holds a {type(found).__name__}, expected a dictionary")
-    return found
+    url = url_of(location, key)
+    with opened(location, key) as file:
+        _check_header(file, url)
+        with _damage_explained(url):
+            whole = _resolved(_Unpickler(file, url, _ADMITTED).load())
+    if isinstance(whole, np.ndarray) and whole.shape == ():
+        whole = whole.item()
+    return _dictionary(whole, url)
 
 
-def _unpickled(file: IO[bytes], url: str) -> Any:
-    """Read the header of the array, then the pickle behind it."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-            version, np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
-    except ValueError as error:
-        raise CorruptStoreError(
-            f"{url} is not a .npy file, or not all of one ({error}). Fetch it again"
-        ) from error
+def _check_header(file: IO[bytes], url: str) -> None:
+    """Read the header of the array; behind it is the pickle."""
+    start = file.read(6)
+    if start != b"\x93NUMPY":
+        found = "is empty" if not start else f"begins with {start!r}"
+        raise CorruptStoreError(f"{url} is not a .npy file, it {found}. Fetch it again")
+    file.seek(0)
+    with _damage_explained(url):
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
     if shape != () or dtype.kind != "O":
         raise ModelError(
             f"{url} holds an array {shape} of {dtype}, expected one pickled dictionary: it is "
             "another kind of file"
         )
+
+
+def read_pt(location: Location, key: str) -> dict[str, Any]:
+    """Read a ``.pt`` file that torch saved, without torch.
+
+    Of a file far away only the parts that are wanted are fetched.
+
+    Parameters
+    ----------
+    location : Location
+        A folder or bucket.
+    key : str
+        The file in it.
+
+    Returns
+    -------
+    dict
+        State dicts of arrays (read-only, of the dtype of the file) for tensors, wherever these
+        were; `types.SimpleNamespace` for the arguments of a command line. `UNREAD` is left out.
+
+    Raises
+    ------
+    StoreError
+        If the file is not there or cannot be reached.
+    CorruptStoreError
+        If it is cut short or damaged; torch keeps a checksum of each tensor.
+    ModelError
+        If it holds something else, or objects that are not admitted.
+    """
+    url = url_of(location, key)
+    with opened(location, key) as file:
+        start = file.read(4)
+        if start != b"PK\x03\x04":
+            found = "is empty" if not start else f"begins with {start!r}"
+            raise CorruptStoreError(
+                f"{url} is not a .pt file of torch 1.6 or later, it {found}. Fetch it again"
+            )
+        with _damage_explained(url), zipfile.ZipFile(file) as archive:
+            root = _root(archive)
+            stored = io.BytesIO(archive.read(f"{root}/data.pkl"))
+            whole = _Unpickler(stored, url, {**_ADMITTED, **_TORCH}).load()
+            wanted = {k: v for k, v in _dictionary(whole, url).items() if k != UNREAD}
+            found = _resolved(wanted, lambda tensor: _values(archive, root, tensor))
+    return _dictionary(found, url)
+
+
+def _root(archive: zipfile.ZipFile) -> str:
+    """Return the folder inside the file, which has the name it was first saved under."""
+    for name in archive.namelist():
+        if name.endswith("/data.pkl"):
+            return name.removesuffix("/data.pkl")
+    raise pickle.UnpicklingError("it has no data.pkl")
+
+
+def _values(archive: zipfile.ZipFile, root: str, tensor: _Tensor) -> np.ndarray:
+    """Read a tensor; numpy checks that it lies within its storage."""
+    dtype, name = tensor.storage
+    flat = _taken(archive.read(f"{root}/data/{name}"), dtype)
+    size = flat.dtype.itemsize
+    strides = [step * size for step in tensor.strides]
+    found: np.ndarray = np.ndarray(tensor.shape, flat.dtype, flat, tensor.offset * size, strides)
+    return found
+
+
+def _resolved(value: Any, read: Callable[[_Tensor], np.ndarray] | None = None) -> Any:
+    """Put arrays in the place of what stands for them, in all containers."""
+    if isinstance(value, _Array):
+        return value.array
+    if isinstance(value, _Dtype):
+        return value.dtype
+    if isinstance(value, _Tensor) and read is not None:
+        return read(value)
+    if isinstance(value, dict):
+        return {key: _resolved(each, read) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_resolved(each, read) for each in value)
+    if isinstance(value, SimpleNamespace):
+        return SimpleNamespace(**_resolved(vars(value), read))
+    return value
+
+
+def _dictionary(value: Any, url: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ModelError(f"{url} holds a {type(value).__name__}, expected a dictionary")
+    return value
+
+
+@contextmanager
+def _damage_explained(url: str) -> Iterator[None]:
     try:
-        whole = RestrictedUnpickler(file).load()
-    except pickle.UnpicklingError as error:
-        if "it names" in str(error):
-            raise ModelError(
-                f"{url} is refused: {error}, and only numpy arrays and parameters of "
-                "scikit-learn are read. Such a file could run any code; ask who made it"
-            ) from error
-        raise _cut_short(url, error) from error
-    except (EOFError, ValueError, IndexError, KeyError, TypeError, MemoryError) as error:
-        raise _cut_short(url, error) from error
-    return whole.item() if isinstance(whole, np.ndarray) and whole.shape == () else whole
-
-
-def _cut_short(url: str, error: Exception) -> CorruptStoreError:
-    return CorruptStoreError(f"{url} is cut short or damaged ({error}). Fetch it again")
+        yield
+    except (StoreError, ModelError):
+        raise
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise CorruptStoreError(f"{url} is cut short or damaged ({reason}). Fetch it again") from (
+            error
+        )
