@@ -23,6 +23,7 @@ MODULES = (
     "synthesis_speed",
     "real_v4",
     "memory",
+    "fwrf",
 )
 
 

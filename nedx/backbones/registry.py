@@ -47,6 +47,7 @@ _ENTRIES = {
     "gabor": Entry(
         "gabor:GaborPyramid", tuple(f"energy_{scale}" for scale in range(4)), "raw01", "avg8"
     ),
+    "gnet": Entry("gnet:GNet", ("F1", "F2", "F3"), "fwrf"),
 }
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nedx.errors import CorruptStoreError, CredentialsError, StoreError
+from nedx.sources.berg import open_model
 from nedx.sources.berg.layout import BUCKET
-from nedx.sources.berg.models import open_model
 from nedx.store.location import Location
 from tests.berg import models as tree
 from tests.encoding.truth import GABOR, features, random_pixels, stimuli

@@ -11,7 +11,7 @@ import xarray as xr
 
 import nedx
 from nedx.errors import CorruptStoreError, ModelError, SelectionError, StoreError
-from nedx.sources.berg.models import open_model
+from nedx.sources.berg import open_model
 from tests.berg import models, tree
 from tests.encoding.truth import GABOR, features, random_pixels
 from tests.encoding.truth import stimuli as noise
