@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def _private_folders(tmp_path_factory):
     patch.delenv("NEDX_CATALOGS", raising=False)
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_filesystems():
+    """Forget S3 file systems: they keep the endpoint and keys that a test's environment had."""
+    yield
+    if "s3fs" in sys.modules:
+        sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")
