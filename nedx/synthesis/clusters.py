@@ -43,13 +43,9 @@ def local_cluster(workers: int = 2, threads: int | None = None) -> Iterator[Any]
         If distributed is not installed.
     """
     distributed = require("distributed", "distributed")
-    import dask
-
     count = str(threads or max(1, (os.cpu_count() or 1) // workers))
-    environment = {**_MALLOC, **dict.fromkeys(_THREADS, count)}
-    # The nanny keeps them for workers that it starts again. What is set already stays.
     with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
+        _environment({**_MALLOC, **dict.fromkeys(_THREADS, count)}),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -59,6 +55,25 @@ def local_cluster(workers: int = 2, threads: int | None = None) -> Iterator[Any]
         distributed.Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Set variables for processes that are started while the block lasts, then put them back.
+
+    dask's own setting for them yields to this process's variables, which each cluster before
+    this one has left as it had them.
+    """
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

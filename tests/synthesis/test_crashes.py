@@ -227,7 +227,12 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path, planned, monkeypatch):
     assert status(place).running == ()
 
 
-def test_a_killed_worker_is_replaced(tmp_path, planned, uninterrupted, images, model):
+def test_a_killed_worker_is_replaced(
+    tmp_path, planned, uninterrupted, images, model, monkeypatch
+):
+    # As dask leaves it in a process that has run a cluster before.
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     place = planned(tmp_path / "a")
     with local_cluster(2, threads=1) as client:
         victim = next(iter(client.run(os.getpid).values()))
@@ -243,6 +248,8 @@ def test_a_killed_worker_is_replaced(tmp_path, planned, uninterrupted, images, m
             assert environment["MALLOC_MMAP_THRESHOLD_"] == str(2**30)
             assert environment["MALLOC_TRIM_THRESHOLD_"] == str(2**28)
             assert environment["OMP_NUM_THREADS"] == "1"
+    assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "65536"
+    assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
     assert store_bytes(place) == store_bytes(uninterrupted)
     expected = nedx.open_images(images).ned.encode(model)["response"].values
     np.testing.assert_allclose(nedx.open_store(place)["response"], expected, rtol=2.0**-11)
