@@ -227,9 +227,7 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path, planned, monkeypatch):
     assert status(place).running == ()
 
 
-def test_a_killed_worker_is_replaced(
-    tmp_path, planned, uninterrupted, images, model, monkeypatch
-):
+def test_a_killed_worker_is_replaced(tmp_path, planned, uninterrupted, images, model, monkeypatch):
     # As dask leaves it in a process that has run a cluster before.
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
