@@ -76,7 +76,9 @@ def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:
 
 def _list(arguments: argparse.Namespace) -> None:
     words = {name: getattr(arguments, name) for name in ("kind", "modality", "source", "dataset")}
-    table = nedx.list(**words, subject=arguments.subject, catalog=arguments.catalog)
+    table = nedx.list(
+        **words, subject=arguments.subject, roi=arguments.roi, catalog=arguments.catalog
+    )
     if arguments.text:
         wanted = {
             entry.reference for entry in nedx.search(arguments.text, catalog=arguments.catalog)
@@ -132,7 +134,13 @@ def _encode(arguments: argparse.Namespace) -> None:
 
 
 def _pull(arguments: argparse.Namespace) -> None:
-    path = nedx.pull(arguments.place, into=arguments.into, progress=not arguments.quiet)
+    path = nedx.pull(
+        arguments.place,
+        into=arguments.into,
+        progress=not arguments.quiet,
+        subject=arguments.subject,
+        roi=arguments.roi,
+    )
     out.print(str(path))
 
 
@@ -297,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "list", _list, "list what the catalogs name")
     verb.add_argument("text", nargs="?", help="only entries that hold these words")
-    for option in ("kind", "modality", "source", "dataset", "subject", "catalog"):
+    for option in ("kind", "modality", "source", "dataset", "subject", "roi", "catalog"):
         verb.add_argument(f"--{option}")
     _json(verb)
 
@@ -314,6 +322,8 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "pull", _pull, "copy a store to the local cache, with resume")
     verb.add_argument("place", help="an id or a URL")
+    verb.add_argument("--subject", type=_words, help="of a published model: for example 1,2")
+    verb.add_argument("--roi", type=_words, help="of a published model: for example V1,FFA-1")
     verb.add_argument("--into", type=Path, help="another folder than the cache")
     _quiet(verb)
 

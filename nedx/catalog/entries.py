@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from nedx.catalog.registry import GENERATORS
+from nedx.catalog.registry import GENERATORS, READERS
 from nedx.errors import CatalogError, close_matches
 
 MAX_BYTES = 1_000_000
@@ -103,6 +103,25 @@ class Storage(_Words):
         return {}
 
 
+class ModelCard(_Words):
+    """What one should know of a model before trusting it.
+
+    Attributes
+    ----------
+    training_data, preprocessing, output, units, accuracy : str, optional
+        As sentences; ``output`` in the dims that nedx gives, ``accuracy`` with where it is from.
+    splits : dict of str to int
+        Number of images in each part of the data.
+    """
+
+    training_data: str | None = None
+    splits: dict[str, Annotated[int, Field(ge=0)]] = {}
+    preprocessing: str | None = None
+    output: str | None = None
+    units: str | None = None
+    accuracy: str | None = None
+
+
 class Entry(_Words):
     """A store or a model that a catalog names.
 
@@ -114,6 +133,12 @@ class Entry(_Words):
         Mirrors, tried in order.
     generator : str, optional
         In place of ``urls``, the name of a generator that is part of nedx.
+    reader : str, optional
+        Beside ``urls``, the name of a reader that is part of nedx, for models of other formats.
+    external : str, optional
+        In place of ``urls``, why nedx does not run this model, and who does.
+    card : ModelCard
+        What one should know of a model.
     dims : dict of str to int
         Sizes of the dimensions.
     fingerprint : str, optional
@@ -129,9 +154,13 @@ class Entry(_Words):
     modality: Modality | None = None
     dataset: str | None = None
     subjects: tuple[str, ...] = ()
+    rois: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     urls: Annotated[tuple[str, ...], Field(max_length=20)] = ()
     generator: str | None = None
+    reader: str | None = None
+    external: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    card: ModelCard = ModelCard()
     zarr: ZarrWords = ZarrWords()
     storage: Storage = Storage()
     dims: dict[str, Annotated[int, Field(ge=0)]] = {}
@@ -158,11 +187,20 @@ class Entry(_Words):
             raise ValueError(f"{value!r} is not a generator; {close_matches(value, GENERATORS)}")
         return value
 
+    @field_validator("reader")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None and value not in READERS:
+            raise ValueError(f"{value!r} is not a reader; {close_matches(value, READERS)}")
+        return value
+
     @model_validator(mode="after")
     def _one_way(self) -> Entry:
-        if bool(self.urls) == bool(self.generator):
-            raise ValueError("give either urls or generator")
-        if self.modality is None and self.kind in ("responses", "model"):
+        if sum(map(bool, (self.urls, self.generator, self.external))) != 1:
+            raise ValueError("give one of urls, generator and external")
+        if self.reader and not (self.urls and self.kind == "model"):
+            raise ValueError("a reader needs urls, and kind 'model'")
+        if self.modality is None and self.kind in ("responses", "model") and not self.external:
             raise ValueError(f"kind {self.kind!r} needs a modality")
         return self
 
@@ -350,8 +388,9 @@ def _remote_faults(raw: dict[str, Any], origin: str) -> list[str]:
         if not isinstance(entry, dict):
             continue
         label = _label(raw, ["entries", position])
-        if entry.get("generator") is not None:
-            faults.append(f"{label}.generator: a catalog from the network may not name code")
+        for word in ("generator", "reader"):
+            if entry.get(word) is not None:
+                faults.append(f"{label}.{word}: a catalog from the network may not name code")
         if "storage_options" in entry:
             faults.append(
                 f"{label}.storage_options: a catalog from the network may not give storage "

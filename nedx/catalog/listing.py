@@ -13,12 +13,14 @@ import pandas as pd  # type: ignore[import-untyped]
 import xarray as xr
 
 from nedx.catalog import entries as words
-from nedx.catalog.entries import Entry
+from nedx.catalog.entries import Entry, ModelCard
 from nedx.catalog.layers import load_stack
 from nedx.errors import CatalogError, UnknownIdError, close_matches
 
 _COLUMNS = ("id", "version", "kind", "modality", "source", "dims", "title", "license", "catalog")
 _PRINTED = _COLUMNS[:7]
+_MOST_DIMS, _FEWEST_TITLE = 28, 20
+"""Characters."""
 
 
 class CatalogTable(Sequence[Entry]):
@@ -65,19 +67,24 @@ class CatalogTable(Sequence[Entry]):
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        rows = [row[: len(_PRINTED)] for row in self._rows()]
-        most = {"title": 80, "dims": 28}
-        widths = {
-            name: min(max(len(cell) for cell in (name, *cells)), most.get(name, 60))
-            for name, cells in zip(_PRINTED, zip(*rows, strict=True), strict=True)
+        columns = {
+            name: cells
+            for name, cells in zip(_COLUMNS, zip(*self._rows(), strict=True), strict=True)
+            if name in _PRINTED
         }
-        # An id must stay whole to be copied: the title takes what is left of the line.
-        others = sum(width + 2 for name, width in widths.items() if name != "title")
-        widths["title"] = min(widths["title"], max(20, _width() - others))
+        widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
+        # An id must stay whole to be copied: the title takes what is left of the line, and the
+        # sizes make room for it.
+        fixed = sum(width + 2 for name, width in widths.items() if name not in ("title", "dims"))
+        widths["dims"] = min(widths["dims"], _MOST_DIMS)
+        if _width() - fixed - widths["dims"] - 2 < _FEWEST_TITLE:
+            del widths["dims"]
+        left = _width() - fixed - (widths.get("dims", -2) + 2)
+        widths["title"] = min(widths["title"], max(left, _FEWEST_TITLE))
         for name, width in widths.items():
-            table.add_column(name, no_wrap=name not in most, width=width)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_column(name, no_wrap=name not in ("title", "dims"), width=width)
+        for cells in zip(*(columns[name] for name in widths), strict=True):
+            table.add_row(*map(Text, cells))
         return _as_text(table)
 
     def _repr_html_(self) -> str:
@@ -125,17 +132,19 @@ class Card:
             "source": "synthetic (simulated)" if entry.source == "synthetic" else entry.source,
             "dataset": entry.dataset,
             "subjects": ", ".join(entry.subjects),
+            "rois": ", ".join(entry.rois),
             "dims": _dims(entry),
+            **_said(entry.card),
             "stored": f"{size.stored_gb:g} GB" if size.stored_gb is not None else None,
             "in memory": f"{size.logical_gb:g} GB" if size.logical_gb is not None else None,
             "license": entry.license,
             "citation": str(_citation_of(entry)) if entry.citation else None,
-            "from": "\n".join(entry.urls) or f"generated on this machine ({entry.generator})",
+            "from": _origin(entry),
             "fingerprint": entry.fingerprint,
             "provenance": "\n".join(f"{k}: {v}" for k, v in entry.provenance.items()),
             "deprecated by": entry.deprecated_by,
             "catalog": entry.catalog,
-            "open with": f'nedx.{"load_model" if entry.kind == "model" else "open"}("{entry.id}")',
+            "open with": _how_to_open(entry),
         }
         return tuple((name, text) for name, text in rows.items() if text)
 
@@ -192,6 +201,7 @@ def list(
     source: str | None = None,
     dataset: str | None = None,
     subject: str | int | None = None,
+    roi: str | None = None,
     catalog: str | Path | None = None,
 ) -> CatalogTable:
     """List what the catalogs name, the newest version of each id.
@@ -205,6 +215,8 @@ def list(
         For example ``"nsd"``.
     subject : str or int, optional
         Only entries that say that they hold this subject.
+    roi : str, optional
+        Only entries that say that they hold this ROI, for example ``"V1"``.
     catalog : str or Path, optional
         One more catalog, by path or URL.
 
@@ -234,6 +246,8 @@ def list(
 
         label = subject_label(subject)
         found = [e for e in found if label in {subject_label(own) for own in e.subjects}]
+    if roi is not None:
+        found = [e for e in found if roi in e.rois]
     return CatalogTable(found)
 
 
@@ -364,15 +378,44 @@ def _citation_of_data(attrs: dict[Any, Any], catalog: str | Path | None) -> Cita
 def _haystack(entry: Entry) -> str:
     parts: tuple[str | None, ...] = (
         *(entry.id, entry.title, entry.summary, entry.kind, entry.modality, entry.source),
-        *(entry.dataset, entry.license, *entry.keywords, *entry.subjects, *entry.dims),
+        *(entry.dataset, entry.license, *entry.keywords, *entry.subjects, *entry.rois, *entry.dims),
         *(text for c in entry.citation for text in (c.doi, c.text)),
         *(str(value) for value in entry.provenance.values()),
+        *(text for text in _said(entry.card).values()),
     )
     return " ".join(part for part in parts if part).casefold()
 
 
 def _dims(entry: Entry) -> str:
     return ", ".join(f"{name}: {size:,}" for name, size in entry.dims.items())
+
+
+def _said(card: ModelCard) -> dict[str, str | None]:
+    """Return what a card says, under the names that people read."""
+    splits = ", ".join(f"{name} {count:,}" for name, count in card.splits.items())
+    return {
+        "training data": card.training_data,
+        "splits": f"{splits} images" if splits else None,
+        "preprocessing": card.preprocessing,
+        "output": card.output,
+        "units": card.units,
+        "accuracy": card.accuracy,
+    }
+
+
+def _origin(entry: Entry) -> str:
+    if entry.external:
+        return f"not run by nedx: {entry.external}"
+    return "\n".join(entry.urls) or f"generated on this machine ({entry.generator})"
+
+
+def _how_to_open(entry: Entry) -> str | None:
+    if entry.external:
+        return None
+    verb = "load_model" if entry.kind == "model" else "open"
+    # Of such a model each subject is a file of its own, often of gigabytes.
+    one = f', subject="{entry.subjects[0]}"' if entry.reader and entry.subjects else ""
+    return f'nedx.{verb}("{entry.id}"{one})'
 
 
 def _as_text(table: Any) -> str:

@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from nedx.catalog.entries import Entry
-from nedx.catalog.resolving import entry_of, first_that_works, mirrors, pulled_path
-from nedx.errors import CorruptStoreError
+from nedx.catalog.resolving import (
+    entry_of,
+    first_that_works,
+    mirrors,
+    open_model,
+    pulled_path,
+)
+from nedx.config import cache_dir
+from nedx.errors import CorruptStoreError, SelectionError
+from nedx.selection import Names, Subjects
 from nedx.store.location import Location
 from nedx.store.manifest import MANIFEST
 from nedx.store.pulling import pull as pull_store
@@ -18,6 +26,8 @@ from nedx.store.pulling import pull as pull_store
 def pull(
     place: str | Path | Location,
     *,
+    subject: Subjects | None = None,
+    roi: Names | None = None,
     into: str | Path | None = None,
     progress: bool = False,
     anonymous: bool | None = None,
@@ -26,10 +36,14 @@ def pull(
 ) -> Path:
     """Copy a store to this machine; see `nedx.store.pulling.pull`.
 
+    Models of other formats are turned into Zarr models, subject by subject.
+
     Parameters
     ----------
     place : str, Path or Location
         ``[catalog:]id[@version]``, or the path or URL of a finished store.
+    subject, roi : optional
+        What to fetch of a model of another format, as in `nedx.open`; all of it by default.
     into : str or Path, optional
         The folder to copy to; by default one in the cache. Of an id, `nedx.open` uses the copy
         in the cache from then on.
@@ -49,11 +63,21 @@ def pull(
         If no catalog names the id.
     CorruptStoreError
         If the store is not the one whose fingerprint the catalog gives.
+    SelectionError
+        If a subject or ROI is not there, or is given of what is copied whole.
     StoreError
         If no mirror can be read; the message says for each one why.
     """
     entry = entry_of(place, catalog)
+    selection = {"subject": subject, "roi": roi}
     reach: dict[str, Any] = {"anonymous": anonymous, "storage_options": storage_options}
+    if entry is not None and entry.reader is not None:
+        return _converted(entry, mirrors(entry, **reach), selection, into)
+    if any(value is not None for value in selection.values()):
+        raise SelectionError(
+            f"{place} is copied whole; type nedx.open({str(place)!r}, subject=..., roi=...) to "
+            "read a part of it"
+        )
     if entry is None:
         return pull_store(place, into=into, progress=progress, **reach)
     found = mirrors(entry, **reach)
@@ -65,6 +89,17 @@ def pull(
         return pull_store(where, into=into or pulled_path(entry), progress=progress)
 
     return first_that_works(entry, found, fetch)
+
+
+def _converted(
+    entry: Entry, places: list[Location], selection: Mapping[str, Any], into: str | Path | None
+) -> Path:
+    """Let the reader of an entry fetch its files; it keeps them as Zarr models in the cache."""
+    model = open_model(entry, places, selection)
+    if into is None:
+        return cache_dir() / str(entry.reader) / entry.id
+    model.to_zarr(into)
+    return Path(into)
 
 
 def _check_fingerprint(entry: Entry, where: Location) -> None:

@@ -14,9 +14,16 @@ import xarray as xr
 from nedx.catalog.entries import Entry
 from nedx.catalog.fetching import transport_errors
 from nedx.catalog.layers import load_stack
-from nedx.catalog.registry import generate
+from nedx.catalog.registry import generate, read
 from nedx.config import cache_dir
-from nedx.errors import CredentialsError, NedxWarning, NotDataError, StoreError, UnknownIdError
+from nedx.errors import (
+    CredentialsError,
+    ModelError,
+    NedxWarning,
+    NotDataError,
+    StoreError,
+    UnknownIdError,
+)
 from nedx.store.location import Location
 from nedx.store.manifest import MANIFEST
 
@@ -83,11 +90,11 @@ def open(
         try:
             return _open_store(where, group=group, chunks=chunks, **selection)
         except NotDataError:
-            return _open_model([where], selection)
+            return _selected(_load(where), selection)
     _warn_deprecated(entry)
     places = mirrors(entry, anonymous=anonymous, storage_options=storage_options)
     if entry.kind == "model":
-        return _open_model(places, selection, entry)
+        return open_model(entry, places, selection)
     opened = first_that_works(
         entry,
         places,
@@ -161,7 +168,17 @@ def mirrors(
     """Return where the store of an entry may lie, best first.
 
     A complete copy made by `nedx.pull` stands alone; what is generated is generated now.
+
+    Raises
+    ------
+    ModelError
+        If it is a model that nedx does not run.
     """
+    if entry.external is not None:
+        raise ModelError(
+            f"nedx does not run {entry.reference}: {entry.external} Its licence is "
+            f"{entry.license}; type nedx.cite({entry.id!r}) for how to cite it"
+        )
     pulled = pulled_copy(entry)
     if pulled is not None:
         return [Location.of(pulled)]
@@ -246,12 +263,39 @@ def _open_store(where: Location, **arguments: Any) -> xr.Dataset | xr.DataTree:
     return open_store(where, **arguments)
 
 
-def _open_model(
-    places: Sequence[Location], selection: dict[str, Any], entry: Entry | None = None
+def open_model(
+    entry: Entry, places: Sequence[Location], selection: Mapping[str, Any]
 ) -> LinearEncoder:
-    from nedx.encoding import load_model
+    """Open the model of an entry at the first of its mirrors that works.
 
-    model = load_model(places[0]) if entry is None else first_that_works(entry, places, load_model)
+    Parameters
+    ----------
+    entry : Entry
+        Of kind ``"model"``.
+    places : sequence of Location
+        Its `mirrors`.
+    selection : mapping
+        ``subject``, ``roi``, ``channel`` and ``time``; of a model of another format, only the
+        files that these need are fetched.
+
+    Returns
+    -------
+    LinearEncoder
+        What was selected of it.
+    """
+    given = {name: value for name, value in selection.items() if value is not None}
+    if entry.reader is None:
+        return _selected(first_that_works(entry, places, _load), given)
+    return _selected(first_that_works(entry, places, lambda at: read(entry, at, given)), given)
+
+
+def _load(where: Location) -> LinearEncoder:
+    from nedx.encoding.opening import open_model as load
+
+    return load(where)
+
+
+def _selected(model: LinearEncoder, selection: Mapping[str, Any]) -> LinearEncoder:
     given = {name: value for name, value in selection.items() if value is not None}
     return model.sel(**given) if given else model
 

@@ -343,6 +343,8 @@ class LinearEncoder:
 def load_model(
     place: str | Path | Location,
     *,
+    subject: Subjects | None = None,
+    roi: Names | None = None,
     anonymous: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> LinearEncoder:
@@ -352,6 +354,9 @@ def load_model(
     ----------
     place : str, Path or Location
         Catalog id, path or URL.
+    subject, roi : optional
+        What of it, as in `nedx.open`; of a model of another format, only what they need is
+        fetched. Everything by default.
     anonymous : bool, optional
         Read without credentials.
     storage_options : mapping, optional
@@ -365,16 +370,23 @@ def load_model(
     ------
     UnknownIdError, StoreError
         If there is no such model, or it cannot be opened.
+    SelectionError
+        If a subject or ROI is not there.
     """
-    if isinstance(place, str) and not Path(place).exists():
-        from nedx.catalog.resolving import locate
-
-        location = locate(place, anonymous=anonymous, storage_options=storage_options)
-    else:
-        location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
+    from nedx.catalog.resolving import entry_of, mirrors
+    from nedx.catalog.resolving import open_model as open_entry
     from nedx.encoding.opening import open_model
 
-    return open_model(location)
+    reach: dict[str, Any] = {"anonymous": anonymous, "storage_options": storage_options}
+    selection: dict[str, Any] = {"subject": subject, "roi": roi}
+    there = isinstance(place, str) and Path(place).exists()
+    entry = None if there else entry_of(place, None)
+    if entry is not None and entry.kind == "model":
+        return open_entry(entry, mirrors(entry, **reach), selection)
+    where = Location.of(place, **reach) if entry is None else mirrors(entry, **reach)[0]
+    model = open_model(where)
+    given = {name: value for name, value in selection.items() if value is not None}
+    return model.sel(**given) if given else model
 
 
 def targets_of(group: str, ds: xr.Dataset) -> Targets:

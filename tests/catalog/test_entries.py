@@ -94,8 +94,8 @@ def test_every_fault_is_in_one_message():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"urls": None}, "give either urls or generator"),
-        ({"generator": "simulation"}, "give either urls or generator"),
+        ({"urls": None}, "give one of urls, generator and external"),
+        ({"generator": "simulation"}, "give one of urls, generator and external"),
         ({"urls": None, "generator": "os:system"}, "is not a generator"),
         ({"modality": None}, "needs a modality"),
         ({"version": "v1"}, "version"),

@@ -39,7 +39,8 @@ def settings(tmp_path, monkeypatch):
 
 
 def test_the_packaged_catalog_names_the_simulated_stores(settings):
-    kinds = {entry.id: entry.kind for entry in load_stack()}
+    simulated = [entry for entry in load_stack() if entry.catalog == "simulated"]
+    kinds = {entry.id: entry.kind for entry in simulated}
     assert kinds == {
         "sim-images": "stimuli",
         "sim-fmri": "responses",
@@ -49,7 +50,7 @@ def test_the_packaged_catalog_names_the_simulated_stores(settings):
         "sim-fmri-fsaverage5-gabor": "model",
         "sim-eeg-gabor": "model",
     }
-    assert all(entry.source == "synthetic" for entry in load_stack())
+    assert all(entry.source == "synthetic" for entry in simulated)
 
 
 def test_the_packaged_catalog_is_found_in_an_installed_wheel(tmp_path):
@@ -65,8 +66,9 @@ def test_the_packaged_catalog_is_found_in_an_installed_wheel(tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout.split() == [str(tmp_path / "nedx" / "catalogs" / "simulated.yaml")]
-    assert packaged_files() == [ROOT / "catalogs" / "simulated.yaml"]
+    names = ["berg.yaml", "simulated.yaml"]
+    assert done.stdout.split() == [str(tmp_path / "nedx" / "catalogs" / name) for name in names]
+    assert packaged_files() == [ROOT / "catalogs" / name for name in names]
 
 
 def test_later_catalogs_win_with_a_note_and_can_be_named(settings, tmp_path, monkeypatch, caplog):

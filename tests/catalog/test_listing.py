@@ -3,6 +3,7 @@ import xarray as xr
 import yaml
 
 import nedx.catalog
+from nedx.catalog import layers
 from nedx.errors import CatalogError, UnknownIdError
 
 
@@ -40,6 +41,8 @@ def lab(tmp_path, monkeypatch):
     raw = {"nedx_catalog": 1, "name": "lab", "entries": [{**plain, **e} for e in entries]}
     path.write_text(yaml.safe_dump(raw))
     monkeypatch.setenv("NEDX_CATALOGS", str(path))
+    simulated = [file for file in layers.packaged_files() if file.stem == "simulated"]
+    monkeypatch.setattr(layers, "packaged_files", lambda: simulated)
 
 
 def ids(table):

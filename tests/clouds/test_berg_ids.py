@@ -1,0 +1,76 @@
+"""Published models by their ids, from a bucket of the published name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import nedx
+from nedx.errors import SelectionError
+from nedx.sources.berg.layout import BUCKET
+from tests.berg import models as tree
+
+EEG = "eeg-things_eeg_2-vit_b_32"
+VIT_WIDTH = 12 * 50 * 768
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEDX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a copy of the published tree, as wide as the real ViT-B/32."""
+    folder = tmp_path_factory.mktemp("berg")
+    for subject in (1, 2):
+        tree.write_eeg(folder, subject, VIT_WIDTH)
+    return folder
+
+
+@pytest.fixture
+def served(s3, folder, monkeypatch):
+    s3.fill(BUCKET.removeprefix("s3://"), folder)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    s3.counter.forget()
+    return s3
+
+
+def test_an_id_leads_to_the_bucket_and_fetches_the_subjects_asked_for(served):
+    model = nedx.load_model(EEG, subject=2)
+    assert model.subjects == ("sub-02",)
+    assert served.counter.count("subject-01") == 0
+    assert sum(model.layer_widths.values()) == VIT_WIDTH
+    images = xr.Dataset(
+        {"pixels": (("image", "y", "x", "rgb"), np.zeros((2, 224, 224, 3), np.uint8))}
+    )
+    served.counter.forget()
+    out = images.ned.encode(EEG, subject=2, channel=["Oz", "Cz"], time=(0.1, 0.2))
+    assert dict(out["response"].sizes) == {
+        "subject": 1,
+        "image": 2,
+        "repetition": 4,
+        "channel": 2,
+        "time": 21,
+    }
+    assert served.counter.bytes("subject-02") == 0
+    assert out["response"].attrs["model_id"] == EEG
+    assert out.attrs["license"] == "CC-BY-NC-4.0"
+    opened = nedx.open(EEG, subject=2, channel="Oz")
+    assert opened.weights.sizes["channel"] == 1
+
+
+def test_pull_makes_a_zarr_model_of_each_subject(served, tmp_path):
+    kept = nedx.pull(EEG, subject=[1, 2])
+    assert len(list(kept.glob("sub-0[12]-*.zarr"))) == 2
+    served.counter.forget()
+    one = nedx.pull(EEG, subject=1, into=tmp_path / "mine.zarr")
+    assert served.counter.bytes("weights") == 0
+    features = np.random.default_rng(0).standard_normal((3, VIT_WIDTH), dtype=np.float32)
+    ds = xr.Dataset({"features": (("image", "feature"), features)})
+    whole = ds.ned.encode(nedx.load_model(one), channel="Oz")["response"]
+    of_two = ds.ned.encode(EEG, subject=[1, 2], channel="Oz")["response"]
+    np.testing.assert_allclose(whole[0], of_two[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(SelectionError, match="has no subject 'sub-11'"):
+        nedx.pull(EEG, subject=11)
