@@ -90,7 +90,10 @@ def encode(
             "nedx.open_images(images).ned.encode(model)"
         )
     if not isinstance(model, LinearEncoder):
-        model = _fitted(model) if hasattr(model, "fit") else load_model(model)
+        # Each child of a tree is encoded for its own subject.
+        whose = (list(ds.children) or None) if isinstance(ds, xr.DataTree) else subject
+        stored = not hasattr(model, "fit")
+        model = load_model(model, subject=whose, roi=roi) if stored else _fitted(model)
     selection: dict[str, Any] = {"subject": subject, "roi": roi, "channel": channel, "time": time}
     given = {name: value for name, value in selection.items() if value is not None}
     options: dict[str, Any] = {
