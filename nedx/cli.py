@@ -144,6 +144,15 @@ def _pull(arguments: argparse.Namespace) -> None:
     out.print(str(path))
 
 
+def _import_berg(arguments: argparse.Namespace) -> None:
+    from nedx.sources.berg import import_responses
+
+    names = ("modality", "dataset", "model", "image_set", "subject", "roi")
+    wanted = {name: getattr(arguments, name) for name in names}
+    place = import_responses(arguments.root, arguments.place, **wanted)
+    err.print(f"written to {place.url}")
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     report = nedx.verify(arguments.place, sample=arguments.sample, **_reach(arguments))
     return _report(report, as_json=arguments.json)
@@ -327,6 +336,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--into", type=Path, help="another folder than the cache")
     _quiet(verb)
 
+    _add_import(verbs)
+
     verb = _verb(verbs, "verify", _verify, "check the hashes of a store")
     _place(verb)
     verb.add_argument("--sample", type=_share, default=1.0, help="part to check, such as 1%%")
@@ -345,6 +356,22 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "demo", _demo, "encode a folder of images, stream a piece, plot it")
     verb.add_argument("--into", type=Path, default=Path("demo"))
     return parser
+
+
+def _add_import(verbs: Any) -> None:
+    formats = verbs.add_parser("import", help="turn published responses into a store")
+    kinds = formats.add_subparsers(metavar="FORMAT", required=True)
+
+    kind = _verb(kinds, "berg", _import_berg, "pre-generated responses of NED (later BERG), HDF5")
+    kind.add_argument("root", help="what holds the folder pregenerated_insilico_neural_responses")
+    kind.add_argument("place", help="where to write the store; begun before, it goes on")
+    kind.add_argument("--modality", required=True, choices=("fmri", "eeg"))
+    kind.add_argument("--dataset", required=True, help="trained on: nsd or things_eeg_2")
+    kind.add_argument("--model", required=True, help="fwrf or vit_b_32")
+    image_sets = ("nsd", "imagenet_val", "things")
+    kind.add_argument("--image-set", required=True, choices=image_sets)
+    kind.add_argument("--subject", type=_words, help="for example 1,2; all by default")
+    kind.add_argument("--roi", help="needed for fMRI, for example V1")
 
 
 def _add_synth(verbs: Any) -> None:

@@ -65,12 +65,9 @@ class PlannedArray(da.Array, metaclass=_CountsAsDaskArray):
         indexers, dropped = normalized
         if all(isinstance(i, slice) and i == slice(None) for i in indexers):
             return self
-        narrowed = PlannedArray(self.plan.narrow(indexers))
-        if not dropped:
-            return narrowed
-        # An integer drops its axis: the plan keeps it with length one, dask takes it away.
-        squeeze = tuple(0 if axis in dropped else slice(None) for axis in range(self.ndim))
-        return da.Array.__getitem__(narrowed, squeeze)
+        narrowed = self.plan.narrow(indexers)
+        # An integer drops its axis, which the plan below keeps with length one.
+        return PlannedArray(Squeezed(narrowed, self.ndim, dropped) if dropped else narrowed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +93,39 @@ class Transposed:
         """Narrow the plan below, each of whose axes has one of these indexers."""
         below = dict(zip(self.axes, indexers, strict=True))
         return Transposed(self.plan.narrow(tuple(below[i] for i in range(len(below)))), self.axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Squeezed:
+    """A planned array without some of its axes, of length one.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the array before.
+    ndim : int
+        Its number of axes.
+    dropped : frozenset of int
+        The axes that are left out.
+    """
+
+    plan: Plan
+    ndim: int
+    dropped: frozenset[int]
+
+    def build(self) -> da.Array:
+        """Return the squeezed dask array."""
+        return self.plan.build()[tuple(self._with(0, (slice(None),) * self.ndim))]
+
+    def narrow(self, indexers: tuple[Indexer, ...]) -> Squeezed:
+        """Narrow the plan below along the axes that are left."""
+        below = self._with(slice(None), indexers)
+        return Squeezed(self.plan.narrow(tuple(below)), self.ndim, self.dropped)
+
+    def _with(self, one: Any, indexers: tuple[Indexer, ...]) -> list[Any]:
+        """Spell indexers out for all axes of the plan, ``one`` for those left out."""
+        left = iter(indexers)
+        return [one if axis in self.dropped else next(left) for axis in range(self.ndim)]
 
 
 def _normalize(

@@ -185,3 +185,13 @@ def test_planned_arrays_index_like_numpy():
         np.testing.assert_array_equal(narrowed.compute(), values[key])
     assert isinstance(planned()[[0, 2], 1:3], PlannedArray)
     np.testing.assert_array_equal(planned()[..., None].compute(), values[..., None])
+
+
+def test_planned_arrays_save_work_after_an_axis_is_dropped():
+    values = planned().compute()
+    column = planned()[:, 2]
+    assert isinstance(column, PlannedArray)
+    np.testing.assert_array_equal(column[[4, 1]].compute(), values[[4, 1], 2])
+    assert column[[4, 1]].plan.plan.rows.tolist() == [4, 1]
+    assert planned()[3, 2].compute() == values[3, 2]
+    np.testing.assert_array_equal(planned()[3][1:].compute(), values[3, 1:])

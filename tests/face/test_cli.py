@@ -12,6 +12,7 @@ import xarray as xr
 
 import nedx
 from nedx.cli import main
+from tests.berg.responses import write_responses
 
 
 @pytest.fixture
@@ -128,3 +129,22 @@ def test_demo_leaves_other_folders_alone(tmp_path, capsys):
     assert main(["demo", "--into", str(tmp_path)]) == 1
     assert "--into" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_import_and_its_errors(tmp_path, capsys):
+    written = write_responses(tmp_path / "ned", "things", modality="eeg", count=6)
+    words = ["--modality", "eeg", "--dataset", "things_eeg_2", "--model", "vit_b_32"]
+    words += ["--image-set", "things"]
+    place = str(tmp_path / "out.zarr")
+    assert main(["import", "berg", str(tmp_path / "ned"), place, *words, "--subject", "1"]) == 0
+    np.testing.assert_allclose(nedx.open(place)["response"], written.values[None], rtol=2.0**-11)
+    assert main(["validate", place]) == 0
+    assert main(["import", "berg", str(tmp_path / "ned"), place, *words, "--subject", "3"]) == 1
+    assert "sub-03" in capsys.readouterr().err
+
+
+def test_pull_of_a_subject_that_is_not_there(capsys):
+    assert main(["pull", "eeg-things_eeg_2-vit_b_32", "--subject", "11"]) == 1
+    assert "has no subject 'sub-11'" in capsys.readouterr().err
+    assert main(["list", "--roi", "mTL-bodies", "--kind", "model"]) == 0
+    assert "fmri-nsd_fsaverage-vit_b_32" in capsys.readouterr().out

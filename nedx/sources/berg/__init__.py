@@ -1,5 +1,6 @@
-"""The models and metadata of the Brain Encoding Response Generator, formerly NED and NEST."""
+"""Published by the Brain Encoding Response Generator, formerly NEST and NED."""
 
 from nedx.sources.berg.models import open_model
+from nedx.sources.berg.responses import import_responses, open_responses
 
-__all__ = ["open_model"]
+__all__ = ["import_responses", "open_model", "open_responses"]

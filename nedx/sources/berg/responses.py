@@ -77,9 +77,9 @@ def open_responses(
     Returns
     -------
     Dataset or DataTree
-        ``response``, float32 z-scores within session, of one subject ``(image, voxel)`` or
-        ``(image, repetition, channel, time)``; of several subjects a DataTree with a child for
-        each (fMRI), or ``(subject, image, repetition, channel, time)`` (EEG). Of the images that
+        ``response``, float32 z-scores within session: of fMRI ``(image, voxel)`` of one subject,
+        and of several a DataTree with a child for each; of EEG
+        ``(subject, image, repetition, channel, time)``. Of the images that
         are selected whole rows are read, of the others nothing.
 
         ``image_id`` is ``nsd:00000`` (0-based, as ``nsd_id``), ``things:aardvark_01b``, or
@@ -106,8 +106,7 @@ def open_responses(
             return parse(next(iter(nodes.values())))
         top = xr.Dataset(attrs=_attrs(wanted, list(nodes)))
         return parse(xr.DataTree.from_dict({"/": top, **nodes}))
-    is_stacked = subject is None or len(parts) > 1
-    return parse(_eeg(wanted, list(parts.values()), is_stacked=is_stacked))
+    return parse(_eeg(wanted, list(parts.values())))
 
 
 def import_responses(
@@ -325,7 +324,7 @@ def _partition(ids: np.ndarray, known: Mapping[str, Sequence[str]]) -> np.ndarra
     return np.array([kinds.get(image, "unseen") for image in ids], dtype=object)
 
 
-def _eeg(wanted: WantedResponses, parts: list[_Part], *, is_stacked: bool) -> xr.Dataset:
+def _eeg(wanted: WantedResponses, parts: list[_Part]) -> xr.Dataset:
     """Return the responses of the channels of subjects that share a montage."""
     found = []
     for part in parts:
@@ -357,10 +356,9 @@ def _eeg(wanted: WantedResponses, parts: list[_Part], *, is_stacked: bool) -> xr
     names = [part.subject for part in parts]
     dims = ("subject", "image", "repetition", "channel", "time")
     ds = xr.Dataset(coords={"subject": np.array(names, dtype=object), **coords})
-    ds = ds if is_stacked else ds.isel(subject=0, drop=True)
     attrs = {**_RESPONSE, "transform": "csd"}
     rows = [part.rows for part in parts]
-    response = _response(dims if is_stacked else dims[1:], rows, attrs, is_stacked=is_stacked)
+    response = _response(dims, rows, attrs, is_stacked=True)
     return ds.assign(response=response).assign_attrs(_attrs(wanted, names))
 
 
