@@ -58,6 +58,12 @@ class DatasetNed:
         """Average over each subject's own neuroids of a ROI; see `nedx.selection.roi_mean`."""
         return selection.roi_mean(self._obj, name)
 
+    def roi_response(self, roi: Names | None = None) -> xr.Dataset:
+        """Average every ROI of all subjects; see `nedx.encoding.roi_response`."""
+        from nedx.encoding.roi_response import roi_response
+
+        return roi_response(self._obj, roi)
+
     def encode(self, model: Any, **options: Any) -> xr.Dataset | xr.DataTree:
         """Predict responses to these images, lazily; see `nedx.encode`."""
         from nedx.encoding.encode import encode
@@ -143,6 +149,12 @@ class DataTreeNed:
     def roi_mean(self, name: Names) -> xr.DataTree:
         """Average over the neuroids of a ROI in every subject."""
         return selection.map_nodes(self._obj, lambda ds: selection.roi_mean(ds, name))
+
+    def roi_response(self, roi: Names | None = None) -> xr.Dataset:
+        """Average every ROI of all subjects; see `nedx.encoding.roi_response`."""
+        from nedx.encoding.roi_response import roi_response
+
+        return roi_response(self._obj, roi)
 
     def encode(self, model: Any, **options: Any) -> xr.Dataset | xr.DataTree:
         """Predict responses to the images of every subject, lazily; see `nedx.encode`."""

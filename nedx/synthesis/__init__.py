@@ -11,13 +11,18 @@ from nedx.synthesis.jobs import (
     verify,
 )
 from nedx.synthesis.recipe import SynthesisRecipe
+from nedx.synthesis.recipes import ImageSetRecipe, load_recipe, open_image_set, recipe_names
 
 __all__ = [
+    "ImageSetRecipe",
     "RecomputeReport",
     "SynthesisRecipe",
     "finalize",
     "init",
+    "load_recipe",
     "local_cluster",
+    "open_image_set",
+    "recipe_names",
     "run",
     "status",
     "synthesize",

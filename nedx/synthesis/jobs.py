@@ -26,6 +26,7 @@ from nedx.store.verifying import verify as verify_store
 from nedx.store.writing import BlockWriter, WriteStatus, begin
 from nedx.synthesis.clusters import connected, local_cluster, worker_resources
 from nedx.synthesis.recipe import SynthesisRecipe, build
+from nedx.synthesis.recipes import ImageSetRecipe, load_recipe
 
 
 def init(
@@ -33,6 +34,7 @@ def init(
     model: str | Path,
     place: str | Path | Location,
     *,
+    recipe: ImageSetRecipe | str | Path | None = None,
     overwrite: bool = False,
     anonymous: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -49,6 +51,9 @@ def init(
         Catalog id, path or URL of the model.
     place : str, Path or Location
         Where the store shall be.
+    recipe : ImageSetRecipe, str or Path, optional
+        What ``images`` are: ``"nsd-73k"``, ``"imagenet-val"``, ``"things"``, or the path of a
+        recipe of your own. It gives them their ids, order and size, and is kept in the store.
     overwrite : bool
         Delete what is at ``place``.
     anonymous, storage_options
@@ -69,17 +74,21 @@ def init(
     """
     location = Location.of(place, anonymous=anonymous, storage_options=storage_options)
     given = {name: _plain(value) for name, value in options.items()}
-    recipe = SynthesisRecipe(images=_everywhere(images), model=_everywhere(model), **given)
-    built = recipe.build()
+    if recipe is not None and not isinstance(recipe, ImageSetRecipe):
+        recipe = load_recipe(recipe)
+    job = SynthesisRecipe(
+        images=_everywhere(images), image_set=recipe, model=_everywhere(model), **given
+    )
+    built = job.build()
     writer = BlockWriter.create(
         built.data,
         location,
         built.parts,
         overwrite=overwrite,
-        dtype=recipe.dtype,
-        keep_bits=recipe.keep_bits,
+        dtype=job.dtype,
+        keep_bits=job.keep_bits,
         layout=built.layouts,
-        extra={"synthesis": recipe.model_dump(mode="json")},
+        extra={"synthesis": job.model_dump(mode="json")},
         resume=f"nedx synth run {location.url}",
     )
     return writer.status()

@@ -15,6 +15,7 @@ from nedx.errors import StimulusError, StoreError, UnknownIdError
 from nedx.stimuli.sources import BrickSource, FileSource
 from nedx.store.building import dataset_groups, plan_groups, prepared_groups
 from nedx.store.layout import Layout
+from nedx.synthesis.recipes import ImageSetRecipe, open_image_set
 
 Selected = str | int | tuple[str | int, ...] | None
 
@@ -26,6 +27,9 @@ class SynthesisRecipe(BaseModel):
     ----------
     images : str
         What `nedx.open_images` takes (a folder, an HDF5 brick, a Zarr store), or a catalog id.
+    image_set : ImageSetRecipe, optional
+        The recipe that ``images`` are opened by, whole, so that a store says how it was made
+        whatever becomes of the file.
     open_options : dict
         Further arguments of `nedx.open_images`, such as ``{"fit": "crop", "size": 425}``.
     model : str
@@ -47,6 +51,7 @@ class SynthesisRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: str
+    image_set: ImageSetRecipe | None = None
     open_options: dict[str, Any] = {}
     model: str
     subject: Selected = None
@@ -78,6 +83,8 @@ class SynthesisRecipe(BaseModel):
 
     def open(self) -> xr.Dataset:
         """Open the images."""
+        if self.image_set is not None:
+            return open_image_set(self.image_set, self.images, **self.open_options)
         from nedx.catalog import open as open_entry
         from nedx.catalog import resolve
         from nedx.stimuli import open_images
