@@ -24,7 +24,8 @@ _FILLED = {"roi": {"roi_mask": False}, "known_image": {"known_partition": "unsee
 def join_models(places: Mapping[str, Location]) -> LinearEncoder:
     """Open stored models of one subject each as one model with a subject dimension.
 
-    Nothing is copied: each subject's weights are read from its own store.
+    Nothing is copied: each subject's weights are read from its own store. A projection without
+    subject dimension is that of all: images are projected once.
 
     Parameters
     ----------
@@ -51,16 +52,18 @@ def join_models(places: Mapping[str, Location]) -> LinearEncoder:
         for name in first.hashes()
     }
     hashes = {name: digest.hexdigest() for name, digest in digests.items()}
+    shared = "subject" not in first.members[ROOT]["projection"].dims
+    if shared:
+        # What was kept of one subject's components holds for all.
+        hashes["projection_sha256"] = first.hashes()["projection_sha256"]
     ref = ModelRef(LOADER, first.ref.location, first.ref.recipe, hashes["weights_sha256"])
     member = first.members[ROOT]
     shape = [len(models) if dim == "subject" else n for dim, n in member["readout"].sizes.items()]
     stands_in = np.broadcast_to(np.float32(0), shape)
-    projections = {
-        key: xr.concat(
-            [m.members[ROOT][key].reset_coords(drop=True) for m in models.values()], "subject"
-        )
-        for key in HEAVY[:2]
-    }
+    projections = {}
+    for key in HEAVY[:2]:
+        each = [m.members[ROOT][key].reset_coords(drop=True) for m in models.values()]
+        projections[key] = each[0] if shared else xr.concat(each, "subject")
     ds = labels.assign({**projections, "readout": (member["readout"].dims, stands_in)})
     ds = lazy_weights(ref, ROOT, ds, member.sizes["component"])
     attrs = {"layer_widths": first.layer_widths, **hashes}
@@ -105,6 +108,10 @@ def _check_alike(models: Mapping[str, LinearEncoder]) -> None:
         if model.recipe != first.recipe:
             faults.append(f"{other} was made by another recipe than {name}")
         mine, theirs = (m.members[ROOT] for m in (first, model))
+        if "subject" not in mine["projection"].dims and (
+            model.hashes()["projection_sha256"] != first.hashes()["projection_sha256"]
+        ):
+            faults.append(f"{other} has another projection than {name}, which is to be for all")
         for dim in target_dims(mine):
             if dim not in theirs.dims or not theirs.get_index(dim).equals(mine.get_index(dim)):
                 faults.append(f"{other} predicts other {dim}s than {name}")

@@ -26,6 +26,15 @@ _CEILING: Mapping[str, Any] = {
     "valid_range": [0, 1],
 }
 _NCSNR: Mapping[str, Any] = {"long_name": "noise ceiling signal-to-noise ratio", "units": "1"}
+_ROWS = {
+    "frontal": ("Fp", "AF", "F"),
+    "central": ("FC", "C", "CP"),
+    "temporal": ("FT", "T", "TP"),
+    "parietal": ("P",),
+    "occipital": ("PO", "O"),
+}
+"""Rows of electrodes of the 10-10 system, by region of the scalp."""
+_SENSOR_SIDES = {"Z": "midline"}
 _SECONDS = {"units": "s", "long_name": "time from stimulus onset"}
 
 
@@ -43,7 +52,8 @@ def eeg_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
     -------
     Dataset
         Coordinates ``channel``, ``repetition``, ``time`` and, with the subject,
-        ``encoding_accuracy``; ``ncsnr`` and ``noise_ceiling`` where the file has them.
+        ``encoding_accuracy``; ``ncsnr`` and ``noise_ceiling`` where the file has them. Of each
+        channel ``region``, one of five, and ``hemisphere`` by its name in the 10-10 system.
     """
     eeg, model = metadata["eeg"], metadata["encoding_models"]
     accuracy = model.get("encoding_accuracy", model)
@@ -65,6 +75,8 @@ def eeg_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
         coords={
             "channel": np.array([str(name) for name in eeg["ch_names"]], dtype=object),
             "channel_type": ("channel", np.array(["eeg"] * len(eeg["ch_names"]), dtype=object)),
+            "region": ("channel", _strings(_scalp(str(name))[0] for name in eeg["ch_names"])),
+            "hemisphere": ("channel", _strings(_scalp(str(name))[1] for name in eeg["ch_names"])),
             "repetition": np.arange(4, dtype=np.int16),
             "time": ("time", np.asarray(eeg["times"], np.float64), _SECONDS),
         }
@@ -73,7 +85,7 @@ def eeg_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
 
 
 def meg_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
-    """Label the THINGS-MEG models: channel (sensor) and time.
+    """Label the THINGS-MEG models: channel (sensor) and time; ``channel_group`` is ``"MLO"``.
 
     The published noise ceilings are percent; here they are fractions.
     """
@@ -89,13 +101,15 @@ def meg_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
         "train": things_ids(() if files is None else files),
         "test": things_ids(model.get("test_img_files", ())),
     }
-    columns = {"hemisphere": "sensor_hemispheres", "region": "sensor_regions"}
+    columns = {"region": "sensor_regions", "channel_group": "sensor_prefixes"}
     names = _strings(sensors["sensor_names"])
+    sides = [_SENSOR_SIDES.get(str(side), str(side)) for side in sensors["sensor_hemispheres"]]
     labels = xr.Dataset(
         coords={
             "channel": names,
             "channel_type": ("channel", np.array(["mag"] * len(names), dtype=object)),
             **{name: ("channel", _strings(sensors[key])) for name, key in columns.items()},
+            "hemisphere": ("channel", _strings(sides)),
             "time": ("time", np.asarray(metadata["meg"]["times"], np.float64), _SECONDS),
         }
     )
@@ -277,6 +291,16 @@ def _shaped(values: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray
 def _surface(count: int) -> dict[str, Any]:
     attrs: dict[str, Any] = {"n_vertices_lh": count}
     return {"space": "fsaverage", "density": "164k", **attrs} if count == FSAVERAGE else attrs
+
+
+def _scalp(channel: str) -> tuple[str, str]:
+    """Return region and hemisphere of an electrode; odd numbers are on the left."""
+    row = channel.rstrip("z0123456789")
+    number = channel[len(row) :]
+    side = "midline" if number == "z" else ""
+    if number.isdigit():
+        side = "L" if int(number) % 2 else "R"
+    return next((region for region, rows in _ROWS.items() if row in rows), ""), side
 
 
 def _first(home: Mapping[str, Any], *names: str) -> Any:

@@ -24,7 +24,8 @@ class Layout:
         As file names spell them, in the order of their labels.
     weights : tuple of tuple of str
         Names of the files of one subject, in each era; ``{subject}`` and ``{split}`` are filled
-        in. One file holds everything, or three hold scaler, components and regressions.
+        in. One file holds everything, or three hold scaler, components and regressions, or the
+        first holds scaler and components and others the regressions of some targets each.
     metadata : tuple of str
         Names that the file of one subject may have.
     splits : tuple of str
@@ -45,6 +46,15 @@ class Layout:
 _NED = ("StandardScaler_param.npy", "pca_param.npy", "LinearRegression_param_sub-{subject}.npy")
 """The files of NED (2024), whose scaler and components are those of all subjects."""
 
+_NED_JOBLIB = tuple(name.replace(".npy", ".joblib") for name in _NED)
+"""The same before October 2024."""
+
+_TVSD_CHUNKS = (
+    "preprocessing_linear_all_monkey{subject}.npy",
+    *(f"linear_all_chunk_{number}_monkey{{subject}}.pkl" for number in range(8)),
+)
+"""The first version of the TVSD models: regressions of 128 electrodes in each file."""
+
 
 def _numbered(count: int) -> tuple[str, ...]:
     return tuple(f"{number:02d}" for number in range(1, count + 1))
@@ -58,7 +68,7 @@ def _by_subject(modality: str, dataset: str, model: str, count: int) -> Layout:
     return Layout(
         _folder(modality, dataset, model),
         _numbered(count),
-        (("weights_subject-{subject}.npy",), _NED),
+        (("weights_subject-{subject}.npy",), _NED, _NED_JOBLIB),
         ("metadata_subject-{subject}.npy", "metadata_sub-{subject}.npy"),
     )
 
@@ -90,7 +100,7 @@ LAYOUTS: dict[str, Layout] = {
     "utah_array-tvsd-vit_b_32": Layout(
         _folder("utah_array", "tvsd", "vit_b_32"),
         ("F", "N"),
-        (("weights_monkey{subject}.npy",),),
+        (("weights_monkey{subject}.npy",), _TVSD_CHUNKS),
         ("metadata_monkey{subject}.npy",),
     ),
 }
@@ -111,7 +121,7 @@ class Files:
     root : Location
         What the keys are relative to.
     weights : tuple of str
-        Keys of one file, or of scaler, components and regressions.
+        Keys, as `Layout` says.
     metadata : str
         Key.
     """
@@ -119,6 +129,11 @@ class Files:
     root: Location
     weights: tuple[str, ...]
     metadata: str
+
+    @property
+    def of_ned(self) -> bool:
+        """Whether scaler, components and regressions lie apart, as in the files of NED."""
+        return len(self.weights) == len(_NED)
 
     @property
     def weights_url(self) -> str:

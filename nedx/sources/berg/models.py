@@ -13,10 +13,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import xarray as xr
 
 from nedx.backbones.recipe import BackboneRecipe
 from nedx.backbones.registry import default_recipe
@@ -25,6 +24,7 @@ from nedx.errors import ModelError, SelectionError, StoreExistsError, close_matc
 from nedx.schema import subject_label
 from nedx.selection import Subjects
 from nedx.sources.berg import labels
+from nedx.sources.berg.folding import folded_weights, read_weights
 from nedx.sources.berg.layout import Files, find_files, layout_of
 from nedx.sources.berg.pickles import read_npy
 from nedx.store.location import Location
@@ -40,6 +40,17 @@ _WEIGHTS = {
     "vit_b_32": "https://download.pytorch.org/models/vit_b_32-d86f8d99.pth",
     "alexnet": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 }
+
+Preprocessing = Literal["berg", "train"]
+
+_TRAINED_WITH = {
+    "eeg-things_eeg_2-vit_b_32": "train",
+    "fmri-nsd_fsaverage-vit_b_32": "train",
+    "eeg-things_eeg_2-alexnet": "berg",
+    "eeg-things_eeg_2-alexnet_untrained": "berg",
+    "meg-things_meg_1-vit_b_32": "berg",
+}
+"""The policy of the images that each was fitted to, as far as its training code tells."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,7 @@ def open_model(
     subject: Subjects | None = None,
     split: str | None = None,
     backbone: BackboneRecipe | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> LinearEncoder:
     """Open a published model from a folder or a bucket.
 
@@ -146,9 +158,14 @@ def open_model(
     split : str, optional
         Training split of a THINGS-MEG model: ``"full"`` (default), ``"split1"`` to ``"split4"``.
     backbone : BackboneRecipe, optional
-        In place of the published one: trained weights that lie elsewhere, or the preprocessing
-        policy ``"train"``, with which the ViT models were fitted, instead of ``"berg"``, with
-        which the toolbox applies them.
+        In place of the published one: trained weights that lie elsewhere. Its own policy counts
+        unless ``preprocessing`` is given.
+    preprocessing : {"berg", "train"}, optional
+        ``"berg"`` (default), as the toolbox prepares images for prediction, or ``"train"``, as
+        they were prepared when the weights were fitted. For the EEG and fsaverage models of the
+        ViT these differ: the toolbox enlarges the central 87.5 %, the fit saw whole squares.
+        For the models of MEG, of NED and of EEG with AlexNet they do not. Results record the
+        policy in ``image_preprocessing``.
 
     Returns
     -------
@@ -159,7 +176,7 @@ def open_model(
     Raises
     ------
     UnknownIdError, SelectionError
-        If there is no such model, subject or split.
+        If there is no such model, subject, split or preprocessing.
     StoreError
         If a file is missing, cut short or not what it should be.
     ModelError
@@ -169,10 +186,14 @@ def open_model(
 
     at = Location.of(root)
     wanted = _subjects(model_id, subject)
+    policy = _checked(preprocessing, given=backbone is not None)
     recipe = _backbone(model_id, backbone)
     files = {name: find_files(at, model_id, name, split) for name in wanted}
     return join_models(
-        {name: _converted(one, model_id, name, recipe, split) for name, one in files.items()}
+        {
+            name: _converted(one, model_id, name, _prepared(recipe, one, model_id, policy), split)
+            for name, one in files.items()
+        }
     )
 
 
@@ -201,6 +222,33 @@ def _backbone(model_id: str, given: BackboneRecipe | None) -> BackboneRecipe:
             "backbone=default_recipe('alexnet', weights=Weights(source='alexnet.pth'))"
         )
     return default_recipe(name, weights={"source": _WEIGHTS[name]})
+
+
+def _checked(preprocessing: str | None, *, given: bool) -> str | None:
+    """Return the name of the preprocessing; None leaves that of a given backbone."""
+    if preprocessing is None:
+        return None if given else "berg"
+    if preprocessing not in get_args(Preprocessing):
+        raise SelectionError(
+            f"unknown preprocessing {preprocessing!r}; type preprocessing='berg', as the toolbox "
+            "prepares images, or preprocessing='train', as they were when the weights were fitted"
+        )
+    return preprocessing
+
+
+def _prepared(
+    backbone: BackboneRecipe, files: Files, model_id: str, preprocessing: str | None
+) -> BackboneRecipe:
+    """Return the backbone with the policy that the name stands for, for this file."""
+    if preprocessing is None:
+        return backbone
+    if preprocessing == "train" and not (files.of_ned or model_id in _TRAINED_WITH):
+        raise SelectionError(
+            f"nedx does not know how images were prepared when {model_id} was fitted; type "
+            "preprocessing='berg', as the toolbox prepares them"
+        )
+    name = "berg" if preprocessing == "berg" or files.of_ned else _TRAINED_WITH[model_id]
+    return backbone.model_copy(update={"policy": name})
 
 
 def _converted(
@@ -248,15 +296,18 @@ def _read(
             f"{files.metadata} at {files.root.url} has no {error}; it holds "
             f"{', '.join(map(str, metadata))}. Fetch the file again"
         ) from error
-    weights = _weights(files)
+    weights = read_weights(files)
+    time_first = labels.time_first(metadata) or "chunks" in weights
     try:
-        folded = _folded(weights, family.dims, labelled, labels.time_first(metadata))
+        folded = folded_weights(
+            weights, family.dims, labelled, time_first=time_first, shared=files.of_ned
+        )
     except (KeyError, AttributeError) as error:
         raise ModelError(
             f"{files.weights_url} has no {error}; it holds {', '.join(map(str, weights))}. It is "
             f"not the weights of {model_id}, or of an era that nedx does not know"
         ) from error
-    _check_width(files, folded.sizes["feature"], backbone)
+    _check_width(files, model_id, folded.sizes["feature"], backbone)
     recipe = EncoderRecipe(
         backbone=backbone,
         model_id=model_id,
@@ -265,7 +316,7 @@ def _read(
         split=split,
         license=LICENSE,
         citation="Gifford et al., the Brain Encoding Response Generator (formerly NED)",
-        **{**family.about, **(_NED if len(files.weights) > 1 else {})},
+        **{**family.about, **(_NED if files.of_ned else {})},
     )
     try:
         return LinearEncoder(folded, recipe)
@@ -273,98 +324,14 @@ def _read(
         raise ModelError(f"{files.weights_url}: {error}") from error
 
 
-def _weights(files: Files) -> dict[str, Any]:
-    """Read scaler, components and regressions: from one file, or from three of NED."""
-    if len(files.weights) == 1:
-        return read_npy(files.root, files.weights[0])
-    names = ("scaler_param", "pca_param", "reg_param")
-    return {name: read_npy(files.root, key) for name, key in zip(names, files.weights, strict=True)}
-
-
-def _check_width(files: Files, width: int, backbone: BackboneRecipe) -> None:
+def _check_width(files: Files, model_id: str, width: int, backbone: BackboneRecipe) -> None:
     from nedx.backbones import feature_layout
 
     widths = feature_layout(backbone)
+    network = model_id.rpartition("-")[2].removesuffix("_untrained")
     if width != sum(widths.values()):
         raise ModelError(
             f"{files.weights_url} was fitted to {width:,} features, {backbone.name} has "
-            f"{sum(widths.values()):,}: give the backbone that it was fitted to, backbone="
-        )
-
-
-def _folded(
-    weights: Mapping[str, Any],
-    dims: tuple[str, ...],
-    labelled: xr.Dataset,
-    time_first: bool,  # noqa: FBT001
-) -> xr.Dataset:
-    """Fold scaler, components and regressions into projection and readout."""
-    from nedx.encoding.weights import fold
-
-    scaler = weights["scaler_param"]
-    regressions = _regressions(weights)
-    used = regressions[0][0].shape[1]
-    fits = [(c[:used], mean) for c, mean in _components(weights["pca_param"])]
-    parts = [fold(scaler["mean_"], scaler["scale_"], c, mean) for c, mean in fits]
-    sizes = [components.shape[0] for components, _ in fits]
-    # With components of their own, repetitions stand side by side: each reads its part only.
-    starts = [0, *np.cumsum(sizes)][:-1] if len(fits) > 1 else [0] * len(regressions)
-    projection = parts[0][0] if len(parts) == 1 else np.concatenate([p for p, _ in parts], axis=1)
-    shape = [labelled.sizes[dim] for dim in dims if dim != "repetition"]
-    readouts, intercepts = [], []
-    for start, (coef, intercept) in zip(starts, regressions, strict=True):
-        _check_targets(coef, shape)
-        wide = np.zeros((len(coef), sum(sizes)), np.float32)
-        wide[:, start : start + coef.shape[1]] = coef
-        readouts.append(_unravelled(wide, shape, time_first))
-        intercepts.append(_unravelled(np.asarray(intercept, np.float32), shape, time_first))
-    axis = dims.index("repetition") if "repetition" in dims else None
-    readout, intercept = (
-        found[0] if axis is None else np.stack(found, axis=axis) for found in (readouts, intercepts)
-    )
-    return labelled.assign(
-        projection=(("subject", "feature", "component"), projection[None]),
-        projection_offset=(("subject", "component"), np.concatenate([o for _, o in parts])[None]),
-        readout=(("subject", *dims, "component"), readout[None]),
-        intercept=(("subject", *dims), intercept[None]),
-    )
-
-
-def _unravelled(
-    flat: np.ndarray,
-    shape: list[int],
-    time_first: bool,  # noqa: FBT001
-) -> np.ndarray:
-    """Give the targets their axes back: channel, then time."""
-    if time_first:
-        return np.swapaxes(flat.reshape(*shape[::-1], *flat.shape[1:]), 0, 1)
-    return flat.reshape(*shape, *flat.shape[1:])
-
-
-def _components(pca: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return components and mean: of one PCA, or of one for each repetition (since 2026)."""
-    if "components_" in pca:
-        return [(pca["components_"], pca["mean_"])]
-    return [(pca[name].components_, pca[name].mean_) for name in sorted(pca)]
-
-
-def _regressions(weights: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return coefficients and intercepts: of each repetition, of both hemispheres, or of all."""
-    if "lh_reg_param" in weights:
-        halves = [weights["lh_reg_param"], weights["rh_reg_param"]]
-        joined = [np.concatenate([half[name] for half in halves]) for name in _LINEAR]
-        return [(joined[0], joined[1])]
-    found = weights["reg_param"]
-    fits = [found] if "coef_" in found else [found[name] for name in sorted(found)]
-    return [(fit["coef_"], fit["intercept_"]) for fit in fits]
-
-
-_LINEAR = ("coef_", "intercept_")
-
-
-def _check_targets(coef: np.ndarray, shape: list[int]) -> None:
-    if len(coef) != int(np.prod(shape)):
-        raise ModelError(
-            f"the regression predicts {len(coef):,} targets, the metadata name "
-            f"{' x '.join(map(str, shape))}: these files are of different models"
+            f"{sum(widths.values()):,}: give the one that it was fitted to, with all its layers. "
+            f"Type: backbone=default_recipe({network!r})"
         )

@@ -12,6 +12,7 @@ import math
 import pickle
 import tokenize
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from nedx.errors import CorruptStoreError, ModelError, StoreError
-from nedx.sources.berg.streams import opened, url_of
+from nedx.sources.berg.streams import inflated, opened, url_of
 from nedx.store.location import Location
 
 UNREAD = "final_params"
@@ -33,6 +34,7 @@ _DAMAGE = (
     pickle.UnpicklingError,
     tokenize.TokenError,
     zipfile.BadZipFile,
+    zlib.error,
     ArithmeticError,
     AttributeError,
     EOFError,
@@ -99,6 +101,28 @@ class _Tensor:
         return cls(storage, offset, shape, strides)
 
 
+class _OutOfLine:
+    """An array of joblib: its bytes follow in the file, behind what is pickled of it."""
+
+    file: IO[bytes]
+    url: str
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read the values, which lie where the file is at."""
+        dtype, shape = state["dtype"].dtype, state["shape"]
+        if dtype.kind == "O":
+            raise ModelError(
+                f"{self.url} is refused: it holds an array of objects, a pickle of its own. Only "
+                "arrays of numbers and strings are read; ask who made it"
+            )
+        # Since joblib 1.2 values are aligned, and a byte says how much lies in front of them.
+        if state.get("numpy_array_alignment_bytes") is not None:
+            self.file.read(self.file.read(1)[0])
+        count = math.prod(shape)
+        flat = _taken(self.file.read(count * dtype.itemsize), dtype, count)
+        self.array = flat.reshape(shape, order="F" if state["order"] == "F" else "C")
+
+
 _NUMPY = {"_reconstruct": _Array, "scalar": _scalar}
 _ADMITTED: Mapping[tuple[str, str], Any] = {
     **{(f"numpy.{c}.multiarray", name): f for c in ("core", "_core") for name, f in _NUMPY.items()},
@@ -124,6 +148,16 @@ _TORCH: Mapping[tuple[str, str], Any] = {
 }
 
 
+def _admitted(admitted: Mapping[tuple[str, str], Any], url: str, module: str, name: str) -> Any:
+    """Return what a global of a file stands for here."""
+    if (module, name) not in admitted:
+        raise ModelError(
+            f"{url} is refused: it names {module}.{name}, and only arrays and the parameters of "
+            "scikit-learn and argparse are read. Such a file could run any code; ask who made it"
+        )
+    return admitted[module, name]
+
+
 class _Unpickler(pickle.Unpickler):
     """Reads what is admitted; nothing else is imported or run."""
 
@@ -134,13 +168,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a global of the file stands for here."""
-        if (module, name) not in self.admitted:
-            raise ModelError(
-                f"{self.url} is refused: it names {module}.{name}, and only arrays and the "
-                "parameters of scikit-learn and argparse are read. Such a file could run any "
-                "code; ask who made it"
-            )
-        return self.admitted[module, name]
+        return _admitted(self.admitted, self.url, module, name)
 
     def persistent_load(self, pid: Any) -> Any:
         """Return dtype and name of the storage of a tensor."""
@@ -148,6 +176,53 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage":
             raise pickle.UnpicklingError(f"a reference to {pid!r}")
         return dtype, name
+
+
+class _JoblibUnpickler(pickle._Unpickler):
+    """The same in Python: it reads no further than it must, so that arrays may lie in between."""
+
+    def __init__(self, file: IO[bytes], url: str):
+        super().__init__(file)
+        stored = type("_Stored", (_OutOfLine,), {"file": file, "url": url})
+        self.url = url
+        self.admitted = {**_ADMITTED, ("joblib.numpy_pickle", "NumpyArrayWrapper"): stored}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a global of the file stands for here."""
+        return _admitted(self.admitted, self.url, module, name)
+
+
+def read_joblib(location: Location, key: str) -> dict[str, Any]:
+    """Read a file that joblib wrote, as it is or compressed with zlib or gzip, without joblib.
+
+    Parameters
+    ----------
+    location : Location
+        A folder or bucket.
+    key : str
+        The file in it.
+
+    Returns
+    -------
+    dict
+        As of `read_npy`; the attributes of an object of scikit-learn.
+
+    Raises
+    ------
+    StoreError
+        If the file is not there or cannot be reached.
+    CorruptStoreError
+        If it is cut short or damaged.
+    ModelError
+        If it holds something else, or objects that are not admitted.
+    """
+    url = url_of(location, key)
+    with opened(location, key) as file, _damage_explained(url):
+        plain = inflated(file)
+        whole = _resolved(_JoblibUnpickler(plain, url).load())
+        if plain.read(1):
+            raise pickle.UnpicklingError("there is more behind its end")
+    return _dictionary(vars(whole) if isinstance(whole, SimpleNamespace) else whole, url)
 
 
 def read_npy(location: Location, key: str) -> dict[str, Any]:
@@ -269,7 +344,7 @@ def _values(archive: zipfile.ZipFile, root: str, tensor: _Tensor) -> np.ndarray:
 
 def _resolved(value: Any, read: Callable[[_Tensor], np.ndarray] | None = None) -> Any:
     """Put arrays in the place of what stands for them, in all containers."""
-    if isinstance(value, _Array):
+    if isinstance(value, _Array | _OutOfLine):
         return value.array
     if isinstance(value, _Dtype):
         return value.dtype

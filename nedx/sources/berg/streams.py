@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -57,6 +58,49 @@ def opened(location: Location, key: str) -> Iterator[IO[bytes]]:
         raise
     except remote_errors() as error:
         raise location.failed(error, key) from error
+
+
+def inflated(file: IO[bytes]) -> IO[bytes]:
+    """Return what a file holds, inflated on the way if it is compressed with zlib or gzip.
+
+    Parameters
+    ----------
+    file : file
+        Seekable, at its start.
+
+    Returns
+    -------
+    file
+        The same one, or one that can only be read from front to back.
+    """
+    start = file.read(2)
+    file.seek(0)
+    gzipped, compressed = start == b"\x1f\x8b", start[:1] == b"\x78"
+    return io.BufferedReader(_Inflated(file), _BUFFER) if gzipped or compressed else file
+
+
+class _Inflated(io.RawIOBase):
+    """A compressed file as it was before."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer as far as one step goes; at the end the checksum was right."""
+        while not self.stream.eof:
+            packed = self.stream.unconsumed_tail or self.file.read(_BUFFER)
+            found = self.stream.decompress(packed, len(buffer))
+            if found:
+                buffer[: len(found)] = found
+                return len(found)
+            if not packed:
+                raise EOFError("what is compressed has no end")
+        return 0
 
 
 class _Parts(io.RawIOBase):
