@@ -119,7 +119,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _encode(arguments: argparse.Namespace) -> None:
-    images = nedx.open_images(arguments.images, size=arguments.size, fit=arguments.fit)
+    images = nedx.open_images(arguments.images, **_given(arguments, "size", "fit"))
     place = nedx.synthesize(
         images,
         arguments.model,
@@ -208,7 +208,6 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _synth_init(arguments: argparse.Namespace) -> None:
     from nedx.synthesis import init
 
-    given = {"precision": arguments.precision, "batch_size": arguments.batch_size}
     init(
         arguments.images,
         arguments.model,
@@ -216,8 +215,9 @@ def _synth_init(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         device=arguments.device,
         block=arguments.block,
-        open_options={"size": arguments.size, "fit": arguments.fit},
-        **given,
+        recipe=arguments.recipe,
+        open_options=_given(arguments, "size", "fit"),
+        **_given(arguments, "precision", "batch_size"),
         **_selection(arguments),
     )
     err.print(f"planned; now type: nedx synth run {arguments.place}")
@@ -273,7 +273,10 @@ def _reach(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _selection(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("subject", "roi", "channel", "time")
+    return _given(arguments, "subject", "roi", "channel", "time")
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
 
 
@@ -380,6 +383,7 @@ def _add_synth(verbs: Any) -> None:
 
     step = _verb(steps, "init", _synth_init, "plan a synthesis; computes nothing")
     _encoding(step)
+    step.add_argument("--recipe", help="what the images are: nsd-73k, imagenet-val, things, a file")
     step.add_argument("--precision", choices=("float32", "bf16", "fp16"))
     step.add_argument("--batch-size", type=int, help="images in one forward pass")
     step.add_argument("--block", type=int, help="images that one task writes")
@@ -428,7 +432,7 @@ def _encoding(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--time", type=_window, help="seconds: 0.1:0.3, or 0.1")
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     verb.add_argument("--size", type=int, help="pixels of a side, for images that differ in size")
-    verb.add_argument("--fit", default="error", choices=("error", "crop", "resize", "pad"))
+    verb.add_argument("--fit", choices=("error", "crop", "resize", "pad"), help="default: error")
     verb.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 import nedx
+from nedx.cli import main
 from nedx.errors import CatalogError, StimulusError, UnknownIdError
 from nedx.sources.berg.responses import open_responses
 from nedx.synthesis import finalize, init, load_recipe, open_image_set, run, status, verify
@@ -279,3 +280,17 @@ def test_a_wrong_recipe_is_told_with_all_its_faults(tmp_path, smaller, images, m
     for change in ({"labels": {"things_concept": "folder"}}, {"image_id": "nsd:{stem}"}):
         with pytest.raises(CatalogError, match="rows only"):
             load_recipe(smaller("nsd-73k", **change))
+
+
+def test_the_shell_plans_by_a_recipe(smaller, tmp_path, model, capsys):
+    brick = write_brick(tmp_path / "nsd_stimuli.hdf5", random_pixels(COUNT))
+    place = tmp_path / "out.zarr"
+    words = ["synth", "init", str(brick), str(model), str(place)]
+    assert main([*words, "--recipe", "nsd-37k"]) == 1
+    assert "did you mean 'nsd-73k'" in capsys.readouterr().err
+    assert main([*words, "--recipe", "nsd-73k"]) == 1
+    assert "expected 425 x 425 pixels" in capsys.readouterr().err
+    assert not place.exists()
+    assert main([*words, "--recipe", str(smaller("nsd-73k"))]) == 0
+    assert main(["synth", "run", str(place), "--quiet"]) == 0
+    assert nedx.open(str(place))["image_id"].values[3] == "nsd:00003"
