@@ -24,6 +24,8 @@ MODULES = (
     "real_v4",
     "memory",
     "fwrf",
+    "berg",
+    "eeg_writing",
 )
 
 

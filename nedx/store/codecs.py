@@ -15,6 +15,7 @@ from nedx.errors import StoreError
 from nedx.store.layout import ArrayLayout, Layout
 
 DTYPES = ("float32", "float16")
+_PIECE = 2**18
 
 
 def round_mantissa(values: np.ndarray, keep_bits: int | None) -> np.ndarray:
@@ -35,9 +36,18 @@ def round_mantissa(values: np.ndarray, keep_bits: int | None) -> np.ndarray:
     """
     if keep_bits is None or keep_bits >= 23 or values.dtype != np.float32:
         return values
-    shift = 23 - keep_bits
+    flat = np.ascontiguousarray(values).reshape(-1)
+    rounded = np.empty_like(flat)
+    # Piece by piece, each of which stays in the cache from step to step.
+    for start in range(0, flat.size, _PIECE):
+        piece = slice(start, start + _PIECE)
+        rounded[piece] = _rounded(flat[piece], 23 - keep_bits)
+    return rounded.reshape(values.shape)
+
+
+def _rounded(values: np.ndarray, shift: int) -> np.ndarray:
     mask = np.uint32(0xFFFFFFFF ^ ((1 << shift) - 1))
-    bits = np.ascontiguousarray(values).view(np.uint32)
+    bits = values.view(np.uint32)
     rounded = bits >> np.uint32(shift)
     rounded &= np.uint32(1)
     rounded += np.uint32((1 << (shift - 1)) - 1)
@@ -46,11 +56,11 @@ def round_mantissa(values: np.ndarray, keep_bits: int | None) -> np.ndarray:
     special = ~np.isfinite(values)
     if special.any():
         rounded[special] = bits[special]
-    result = rounded.view(np.float32)
+    result: np.ndarray = rounded.view(np.float32)
     overflowed = np.isinf(result) & ~special
     if overflowed.any():
         rounded[overflowed] = bits[overflowed] & mask
-    return result.reshape(values.shape)
+    return result
 
 
 def stored_dtype(dtype: np.dtype, name: str) -> np.dtype:
@@ -176,7 +186,8 @@ def array_encoding(dtype: np.dtype, layout: ArrayLayout) -> dict[str, Any]:
     packed = (
         ZstdCodec(level=5)
         if dtype.kind in "UTO"
-        else BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle")
+        # Level 5 takes twice the time, and saves 1 % of rounded responses.
+        else BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
     )
     encoding: dict[str, Any] = {"compressors": [packed, Crc32cCodec()]}
     if layout.chunks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
@@ -132,12 +133,16 @@ class RecordingStore(WrapperStore[zarr.abc.store.Store]):
     async def set(self, key: str, value: Buffer) -> None:
         """Store a value and remember it."""
         await super().set(key, value)
-        self.written[key] = StoredObject.of(value.to_bytes())
+        await self._remember(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Store a value where there is none, and remember it."""
         await super().set_if_not_exists(key, value)
-        self.written[key] = StoredObject.of(value.to_bytes())
+        await self._remember(key, value)
+
+    async def _remember(self, key: str, value: Buffer) -> None:
+        # In a thread, so that other chunks are packed and written meanwhile.
+        self.written[key] = await asyncio.to_thread(StoredObject.of, value.to_bytes())
 
     async def delete(self, key: str) -> None:
         """Delete a value and forget it."""
