@@ -17,7 +17,7 @@ from nedx.store.location import Location
 from nedx.store.verifying import VerifyReport
 
 if TYPE_CHECKING:
-    from nedx.encoding.model import LinearEncoder
+    from nedx.encoding.kinds import Encoder
 
 
 def verify(
@@ -57,7 +57,7 @@ def verify(
 
 
 def cite(
-    what: str | Path | Location | Entry | xr.Dataset | xr.DataTree | LinearEncoder,
+    what: str | Path | Location | Entry | xr.Dataset | xr.DataTree | Encoder,
     *,
     catalog: str | Path | None = None,
 ) -> listing.CitationText:
@@ -65,7 +65,7 @@ def cite(
 
     Parameters
     ----------
-    what : str, Path, Location, Entry, Dataset, DataTree or LinearEncoder
+    what : str, Path, Location, Entry, Dataset, DataTree or Encoder
         An id, the path or URL of a store, data or a model. Of data that a model made, the model
         is cited.
     catalog : str or Path, optional
@@ -95,7 +95,7 @@ def read(
     *,
     anonymous: bool | None = None,
     catalog: str | Path | None = None,
-) -> xr.Dataset | xr.DataTree | LinearEncoder:
+) -> xr.Dataset | xr.DataTree | Encoder:
     """Open what lies at a place, data or a model, by what its metadata say it is.
 
     Parameters
@@ -109,7 +109,7 @@ def read(
 
     Returns
     -------
-    Dataset, DataTree or LinearEncoder
+    Dataset, DataTree or Encoder
 
     Raises
     ------
@@ -135,7 +135,7 @@ def _is_model(where: Location) -> bool:
     return metadata.get("attributes", {}).get("nedx_kind") == "model"
 
 
-def _signed(data: xr.Dataset | xr.DataTree | LinearEncoder) -> xr.Dataset:
+def _signed(data: xr.Dataset | xr.DataTree | Encoder) -> xr.Dataset:
     """Return an empty Dataset with all attributes that say what made these data."""
     if not isinstance(data, xr.Dataset | xr.DataTree):
         recipe = data.recipe

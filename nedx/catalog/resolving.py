@@ -28,7 +28,7 @@ from nedx.store.location import Location
 from nedx.store.manifest import MANIFEST
 
 if TYPE_CHECKING:
-    from nedx.encoding.model import LinearEncoder
+    from nedx.encoding.kinds import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def open(
     anonymous: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
     catalog: str | Path | None = None,
-) -> xr.Dataset | xr.DataTree | LinearEncoder:
+) -> xr.Dataset | xr.DataTree | Encoder:
     """Open a store or a model by id, path or URL, lazily.
 
     Parameters
@@ -263,9 +263,7 @@ def _open_store(where: Location, **arguments: Any) -> xr.Dataset | xr.DataTree:
     return open_store(where, **arguments)
 
 
-def open_model(
-    entry: Entry, places: Sequence[Location], selection: Mapping[str, Any]
-) -> LinearEncoder:
+def open_model(entry: Entry, places: Sequence[Location], selection: Mapping[str, Any]) -> Encoder:
     """Open the model of an entry at the first of its mirrors that works.
 
     Parameters
@@ -280,7 +278,7 @@ def open_model(
 
     Returns
     -------
-    LinearEncoder
+    LinearEncoder or FwrfEncoder
         What was selected of it.
     """
     given = {name: value for name, value in selection.items() if value is not None}
@@ -289,13 +287,13 @@ def open_model(
     return _selected(first_that_works(entry, places, lambda at: read(entry, at, given)), given)
 
 
-def _load(where: Location) -> LinearEncoder:
+def _load(where: Location) -> Encoder:
     from nedx.encoding.opening import open_model as load
 
     return load(where)
 
 
-def _selected(model: LinearEncoder, selection: Mapping[str, Any]) -> LinearEncoder:
+def _selected(model: Encoder, selection: Mapping[str, Any]) -> Encoder:
     given = {name: value for name, value in selection.items() if value is not None}
     return model.sel(**given) if given else model
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from importlib.metadata import version
 from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 
-from nedx.compute.devices import check_device, resolve_device
+from nedx.compute.devices import check_device
 from nedx.compute.planned import PlannedArray, Transposed
+from nedx.encoding.fwrf_model import FwrfEncoder, FwrfPlan
+from nedx.encoding.kinds import Encoder
 from nedx.encoding.loading import Head
-from nedx.encoding.model import LinearEncoder, load_model, result_labels, targets_of
-from nedx.encoding.partition import partition_coords
+from nedx.encoding.model import LinearEncoder, load_model, targets_of
 from nedx.encoding.plans import ComponentsPlan, ComponentsTask, ResponsePlan, ResponseTask
 from nedx.encoding.recipe import EncoderRecipe
-from nedx.encoding.storing import HEAVY, target_dims
+from nedx.encoding.results import assembled, provenance
+from nedx.encoding.storing import target_dims
 from nedx.errors import ModelError, SelectionError, StimulusError
-from nedx.schema import neuroid_dim, restore_index, subject_label
+from nedx.schema import neuroid_dim, subject_label
 from nedx.selection import Names, Subjects, Times
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -41,6 +41,7 @@ def encode(
     keep_components: bool = False,
     precision: Precision | None = None,
     batch_size: int | None = None,
+    preprocessing: str | None = None,
 ) -> xr.Dataset | xr.DataTree:
     """Predict responses to images.
 
@@ -54,7 +55,7 @@ def encode(
         ``pixels (image, y, x, rgb)`` uint8; or ``features (image, feature)`` of the model's
         layers; or ``components`` that an earlier call kept, which save the backbone. Of a
         DataTree each child is encoded for its own subject.
-    model : LinearEncoder, fitted estimator, str, Path or Location
+    model : LinearEncoder, FwrfEncoder, fitted estimator, str, Path or Location
         A model, an estimator such as `RidgeEncoder`, or the id, path or URL of a model.
     subject, roi, channel, time
         What to predict, as in `nedx.open`; everything by default.
@@ -66,6 +67,9 @@ def encode(
         Instead of the recipe's.
     batch_size : int, optional
         Images in one forward pass, instead of the recipe's; independent of chunks.
+    preprocessing : str, optional
+        Image policy instead of the recipe's, by its name: of published ViT models ``"berg"`` is
+        how their toolbox applies them, ``"train"`` how they were fitted. The result says which.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def encode(
             f"encode takes a Dataset of images, not {type(ds).__name__}. Type: "
             "nedx.open_images(images).ned.encode(model)"
         )
-    if not isinstance(model, LinearEncoder):
+    if not isinstance(model, Encoder):
         # Each child of a tree is encoded for its own subject.
         whose = (list(ds.children) or None) if isinstance(ds, xr.DataTree) else subject
         stored = not hasattr(model, "fit")
@@ -99,7 +103,7 @@ def encode(
     options: dict[str, Any] = {
         "device": device,
         "keep_components": keep_components,
-        "recipe": _overridden(model.recipe, precision, batch_size),
+        "recipe": _overridden(model.recipe, precision, batch_size, preprocessing),
     }
     if isinstance(ds, xr.DataTree):
         return _encode_tree(ds, model, given, options)
@@ -109,49 +113,66 @@ def encode(
 
 def _encode(
     ds: xr.Dataset,
-    model: LinearEncoder,
+    model: Encoder,
     *,
     recipe: EncoderRecipe,
     device: str,
     keep_components: bool,
 ) -> xr.Dataset | xr.DataTree:
-    members = model.members
-    targets = {name: targets_of(name, member) for name, member in members.items()}
-    heads = tuple(head for target in targets.values() for head in target.heads)
+    attrs = provenance(model, recipe, device)
+    if isinstance(model, FwrfEncoder):
+        if keep_components:
+            raise ModelError("a fwRF model has no components to keep: leave keep_components out")
+        return assembled(ds, model, _fwrf(ds, model, recipe, device, attrs), recipe)
+    heads = [head for name, ds in model.members.items() for head in targets_of(name, ds).heads]
     own = _own_projections(model)
-    components = _components(ds, model, recipe, heads if own else (Head(),), device)
-    attrs = _provenance(model, recipe, device)
+    components = _components(ds, model, recipe, tuple(heads) if own else (Head(),), device)
     task = ResponseTask(model.ref, recipe.backbone.precision, device, subject_axis=False)
-    results = {}
+    responses = _linear(model, components, task, attrs, own=own)
+    if keep_components and "components" not in ds:
+        ds = ds.assign(components=_kept(components, model, recipe, own=own))
+    return assembled(ds, model, responses, recipe)
+
+
+def _linear(
+    model: LinearEncoder,
+    components: da.Array,
+    task: ResponseTask,
+    attrs: dict[str, Any],
+    *,
+    own: bool,
+) -> dict[str, xr.Variable]:
+    """Return what each member reads out of the components."""
+    found = {}
     position = 0
-    for name, member in members.items():
-        target = targets[name]
+    for name, member in model.members.items():
+        target = targets_of(name, member)
         used = tuple(range(position, position + len(target.heads)))
         position += len(target.heads)
         plan = ResponsePlan(
             components, used if own else (0,) * len(used), target, _axis(task, target.subject_axis)
         )
-        results[name] = _in_order(plan, target.subject_axis, target_dims(member), attrs)
-    if keep_components and "components" not in ds:
-        ds = ds.assign(components=_kept(components, model, recipe, own=own))
-    seen = partition_coords(ds, model)
-    labels = {name: _result_coords(member) for name, member in members.items()}
-    if len(members) == 1:
-        ((name, response),) = results.items()
-        added = "response_predicted" if "response" in ds else "response"
-        out = ds.assign_coords({**labels[name].coords, **seen[name]}).assign({added: response})
-        out = out.assign_coords(subject=_label(name)) if name else out
-        return _recorded(out, recipe, attrs)
-    # Children inherit coordinates that are indices; which images they were trained on is theirs.
-    root = restore_index(_recorded(ds, recipe, attrs)) if "image_id" in ds.coords else ds
-    given = {"partition": root["partition"].variable} if "partition" in root.coords else {}
-    children = {
-        f"/{name}": xr.Dataset({"response": response}, attrs=root.attrs).assign_coords(
-            {**labels[name].coords, **given, **seen[name], "subject": _label(name)}
+        found[name] = _in_order(plan, target.subject_axis, target_dims(member), attrs)
+    return found
+
+
+def _fwrf(
+    ds: xr.Dataset, model: FwrfEncoder, recipe: EncoderRecipe, device: str, attrs: dict[str, Any]
+) -> dict[str, xr.Variable]:
+    if "pixels" not in ds:
+        raise StimulusError(
+            "a fwRF model takes 'pixels', found "
+            f"{', '.join(map(str, ds.data_vars)) or 'nothing'}. "
+            "Type: nedx.open_images('folder').ned.encode(model)"
         )
-        for name, response in results.items()
+    images, names = _pixels(ds["pixels"], recipe), _names(ds)
+    plans = {
+        name: FwrfPlan.of(images, names, model, name, recipe, device) for name in model.members
     }
-    return xr.DataTree.from_dict({"/": root, **children})
+    return {
+        name: xr.Variable(("image", "voxel"), PlannedArray(plan), attrs)
+        for name, plan in plans.items()
+    }
 
 
 def _in_order(
@@ -171,7 +192,7 @@ def _in_order(
 
 
 def _encode_tree(
-    tree: xr.DataTree, model: LinearEncoder, given: dict[str, Any], options: dict[str, Any]
+    tree: xr.DataTree, model: Encoder, given: dict[str, Any], options: dict[str, Any]
 ) -> xr.DataTree:
     """Encode each child for its own subject; children share images, so the backbone runs once."""
     done: dict[str, xr.Dataset] = {}
@@ -201,23 +222,25 @@ def _fitted(estimator: Any) -> LinearEncoder:
     return learnt
 
 
-def _label(subject: str) -> xr.Variable:
-    """Return the label of one subject; numpy would give it a fixed width."""
-    return xr.Variable((), np.array(subject, dtype=object))
-
-
 def _axis(task: ResponseTask, subject_axis: bool) -> ResponseTask:  # noqa: FBT001
     return ResponseTask(task.model, task.precision, task.device, subject_axis)
 
 
 def _overridden(
-    recipe: EncoderRecipe, precision: Precision | None, batch_size: int | None
+    recipe: EncoderRecipe,
+    precision: Precision | None,
+    batch_size: int | None,
+    preprocessing: str | None,
 ) -> EncoderRecipe:
+    from nedx.stimuli.preprocessing import policy
+
     if batch_size is not None and batch_size < 1:
         raise ModelError(f"batch_size must be at least 1, not {batch_size}")
     if precision not in (None, "float32", "bf16", "fp16"):
         raise ModelError(f"unknown precision {precision!r}; type 'float32', 'bf16' or 'fp16'")
-    changes = {"precision": precision, "batch_size": batch_size}
+    if preprocessing is not None:
+        policy(preprocessing)
+    changes = {"precision": precision, "batch_size": batch_size, "policy": preprocessing}
     given = {name: value for name, value in changes.items() if value is not None}
     return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=given)})
 
@@ -228,9 +251,7 @@ def _own_projections(model: LinearEncoder) -> bool:
     return "projection" in first and (model.is_ragged or "subject" in first["projection"].dims)
 
 
-def _aligned(
-    ds: xr.Dataset, model: LinearEncoder, given: dict[str, Any]
-) -> tuple[xr.Dataset, LinearEncoder]:
+def _aligned(ds: xr.Dataset, model: Encoder, given: dict[str, Any]) -> tuple[xr.Dataset, Encoder]:
     """Select from the model, and bring the labels of both together.
 
     Along what the call selects, and where no response is there, the model says which labels the
@@ -309,27 +330,22 @@ def _components(
     if "components" in ds:
         return _reused(ds, model, recipe, shared=heads == (Head(),))
     images = _images(ds, recipe, model)
-    names = ds["image_id"].values if "image_id" in ds.coords else np.arange(images.shape[0])
     count = max(member.sizes["component"] for member in model.members.values())
     task = ComponentsTask(model.ref, recipe, heads, device)
-    return PlannedArray(ComponentsPlan(images, np.asarray(names, dtype=object), task, count))
+    return PlannedArray(ComponentsPlan(images, _names(ds), task, count))
+
+
+def _names(ds: xr.Dataset) -> np.ndarray:
+    """Return what to call each image in an error."""
+    known = "image_id" in ds.coords
+    names = ds["image_id"].values if known else np.arange(ds.sizes["image"])
+    return np.asarray(names, dtype=object)
 
 
 def _images(ds: xr.Dataset, recipe: EncoderRecipe, model: LinearEncoder) -> da.Array:
     """Return pixels or features as a dask array with whole images, checked without computing."""
-    from nedx.stimuli.preprocessing import check_pixels, policy
-
     if "pixels" in ds:
-        pixels = ds["pixels"]
-        check_pixels(pixels.dtype, pixels.shape, recipe.backbone.policy)
-        size = recipe.backbone.image_size
-        seen = policy(recipe.backbone.policy).output_shape(*pixels.shape[1:3])
-        if size is not None and seen != (size, size):
-            raise StimulusError(
-                f"the model takes images of {size} x {size} pixels, these are {seen[0]} x "
-                f"{seen[1]}. Type: nedx.open_images(source, fit='resize', size={size})"
-            )
-        return dask_blocks(pixels)
+        return _pixels(ds["pixels"], recipe)
     if "features" not in ds:
         raise StimulusError(
             "there is nothing to encode: expected 'pixels', 'features' or 'components', found "
@@ -355,6 +371,20 @@ def _images(ds: xr.Dataset, recipe: EncoderRecipe, model: LinearEncoder) -> da.A
             f"were made by {made_by}, the model takes {backbone_json(recipe)}"
         )
     return dask_blocks(features)
+
+
+def _pixels(pixels: xr.DataArray, recipe: EncoderRecipe) -> da.Array:
+    from nedx.stimuli.preprocessing import check_pixels, policy
+
+    check_pixels(pixels.dtype, pixels.shape, recipe.backbone.policy)
+    size = recipe.backbone.image_size
+    seen = policy(recipe.backbone.policy).output_shape(*pixels.shape[1:3])
+    if size is not None and seen != (size, size):
+        raise StimulusError(
+            f"the model takes images of {size} x {size} pixels, these are {seen[0]} x "
+            f"{seen[1]}. Type: nedx.open_images(source, fit='resize', size={size})"
+        )
+    return dask_blocks(pixels)
 
 
 def dask_blocks(array: xr.DataArray) -> da.Array:
@@ -410,60 +440,3 @@ def _reused(
         )
     values = dask_blocks(kept)
     return values[:, None, :] if shared else values
-
-
-def _provenance(model: LinearEncoder, recipe: EncoderRecipe, device: str) -> dict[str, Any]:
-    """Return what made a response, as attributes."""
-    from nedx.stimuli.preprocessing import policy
-
-    backbone = recipe.backbone
-    attrs = {
-        "long_name": "predicted response",
-        "units": recipe.units,
-        "source": "synthetic",
-        "normalization": recipe.normalization,
-        "normalization_scope": recipe.normalization_scope,
-        "transform": recipe.transform,
-        "model_id": recipe.model_id,
-        "model_version": recipe.version,
-        "model_training_source": recipe.training_source,
-        "weights_sha256": model._root.hashes()["weights_sha256"],
-        "backbone": backbone.model_dump_json(),
-        "image_preprocessing": json.dumps(policy(backbone.policy).describe()),
-        "batch_size": backbone.batch_size,
-        "compute_dtype": backbone.precision,
-        "device_kind": resolve_device(device).partition(":")[0],
-        "torch_version": version("torch"),
-        "code_version": version("nedx"),
-    }
-    return {name: value for name, value in attrs.items() if value is not None}
-
-
-_IDENTITY = (
-    *("source", "model_id", "model_version", "weights_sha256", "code_version", "torch_version"),
-    *("compute_dtype", "device_kind", "image_preprocessing"),
-)
-
-
-def _recorded(ds: xr.Dataset, recipe: EncoderRecipe, made_by: dict[str, Any]) -> xr.Dataset:
-    """Say of a Dataset what it holds; beside a measured response only the variable says it."""
-    described = {
-        "modality": recipe.modality,
-        "species": recipe.species,
-        "dataset": recipe.dataset,
-        "license": recipe.license,
-    }
-    known = {name: value for name, value in described.items() if value is not None}
-    if "response_predicted" in ds:
-        return ds.assign_attrs({**known, **ds.attrs})
-    identity = {name: made_by[name] for name in _IDENTITY if name in made_by}
-    title = f"Responses predicted by {recipe.model_id}"
-    return ds.assign_attrs({**known, **ds.attrs, **identity, "title": title})
-
-
-def _result_coords(member: xr.Dataset) -> xr.Dataset:
-    """Return the labels that travel to results."""
-    labels = result_labels(member)
-    foreign = {"feature", "component", "known_image"}
-    dropped = [n for n in labels.variables if n in HEAVY or foreign & set(labels[n].dims)]
-    return labels.drop_vars(dropped)

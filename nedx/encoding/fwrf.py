@@ -53,6 +53,11 @@ class FwrfHead:
     w: torch.Tensor
     b: torch.Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in (*self.rf, self.w, self.b))
+
     def __len__(self) -> int:
         """Return the number of voxels."""
         return len(self.b)

@@ -11,7 +11,7 @@ import xarray as xr
 from nedx.compute.references import ModelRef
 from nedx.encoding.loading import LOADER
 from nedx.encoding.model import LinearEncoder, lazy_weights
-from nedx.encoding.opening import open_model
+from nedx.encoding.opening import open_linear
 from nedx.encoding.storing import HEAVY, PREFIX, target_dims
 from nedx.encoding.weights import ROOT
 from nedx.errors import ModelError
@@ -41,7 +41,7 @@ def join_models(places: Mapping[str, Location]) -> LinearEncoder:
     ModelError
         If the models do not predict the same neuroids, or were made by other recipes.
     """
-    models = {subject: open_model(place) for subject, place in places.items()}
+    models = {subject: open_linear(place) for subject, place in places.items()}
     first = next(iter(models.values()))
     if len(models) == 1:
         return first

@@ -140,8 +140,8 @@ class Projection:
         """
         import torch
 
-        groups = [_group(ref, head) for head in self.heads]
-        root = _group(ref, replace(self.heads[0], group=""))
+        groups = [group_of(ref, head) for head in self.heads]
+        root = group_of(ref, replace(self.heads[0], group=""))
         widths: dict[str, int] = dict(root.attrs["layer_widths"])
         sizes = [group["projection_offset"].shape[-1] for group in groups]
         count, size = len(groups), max(sizes)
@@ -152,13 +152,13 @@ class Projection:
         for layer, width in widths.items():
             side_by_side = torch.zeros(count, size, width)
             for i, (head, group) in enumerate(zip(self.heads, groups, strict=True)):
-                block = _read(group["projection"], head.subject, slice(start, start + width))
+                block = read_array(group["projection"], head.subject, slice(start, start + width))
                 side_by_side[i, : sizes[i]] = torch.from_numpy(block).T
             layers[layer] = side_by_side.view(count * size, width).to(device)
             start += width
         for i, (head, group) in enumerate(zip(self.heads, groups, strict=True)):
             offset[i, : sizes[i]] = torch.from_numpy(
-                _read(group["projection_offset"], head.subject, slice(None))
+                read_array(group["projection_offset"], head.subject, slice(None))
             )
         return LoadedProjection(layers, offset.view(-1).to(device), (count, size))
 
@@ -241,7 +241,7 @@ def read_targets(ref: ModelRef, name: str, block: TargetBlock) -> np.ndarray:
         In the order of the positions, whatever the order on disk.
     """
     head = block.head
-    array = _group(ref, head)[name]
+    array = group_of(ref, head)[name]
     sorted_positions, inverses = [], []
     for axis, positions in enumerate(block.positions):
         unique, inverse = np.unique(positions.array, return_inverse=True)
@@ -249,14 +249,14 @@ def read_targets(ref: ModelRef, name: str, block: TargetBlock) -> np.ndarray:
         whole = len(unique) == size
         sorted_positions.append(slice(None) if whole else unique)
         inverses.append(inverse)
-    values = _read(array, head.subject, *sorted_positions)
+    values = read_array(array, head.subject, *sorted_positions)
     for axis, inverse in enumerate(inverses):
         if not np.array_equal(inverse, np.arange(values.shape[axis])):
             values = values.take(inverse, axis=axis)
     return values
 
 
-def _read(array: Any, subject: int | None, *selection: slice | np.ndarray) -> np.ndarray:
+def read_array(array: Any, subject: int | None, *selection: slice | np.ndarray) -> np.ndarray:
     """Read float32 from a Zarr array; bytes that fail their checksum are said to be corrupt."""
     lead = () if subject is None else (subject,)
     try:
@@ -272,7 +272,8 @@ def _read(array: Any, subject: int | None, *selection: slice | np.ndarray) -> np
     return values if values.flags.writeable else values.copy()
 
 
-def _group(ref: ModelRef, head: Head) -> Any:
+def group_of(ref: ModelRef, head: Head) -> Any:
+    """Return the Zarr group that holds the arrays of a subject."""
     if head.place:
         ref = replace(ref, location=Location.of(head.place))
     root = cache.get(ref, "cpu", Arrays(repr(ref.location)))

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -30,6 +30,9 @@ from nedx.errors import ModelError, SelectionError, StoreExistsError, close_matc
 from nedx.schema import subject_label
 from nedx.selection import Names, Subjects, Times, resolve, select
 from nedx.store.location import Location
+
+if TYPE_CHECKING:
+    from nedx.encoding.fwrf_model import FwrfEncoder
 
 _HASHES = {"weights_sha256": HEAVY, "projection_sha256": HEAVY[:2]}
 
@@ -222,6 +225,16 @@ class LinearEncoder:
             self._hashes = {name: hash_variables(groups, part) for name, part in _HASHES.items()}
         return self._hashes
 
+    @property
+    def weights_sha256(self) -> str:
+        """Of the whole model, whatever is selected of it."""
+        return self._root.hashes()["weights_sha256"]
+
+    def known_images(self, member: str) -> xr.Dataset:
+        """Return the Dataset that says which images a member has seen, if any does."""
+        own = self._groups[member]
+        return own if "known_partition" in own else self._groups.get(ROOT, own)
+
     def _all_variables(self) -> set[str]:
         return {str(name) for ds in self._groups.values() for name in ds.variables}
 
@@ -347,7 +360,7 @@ def load_model(
     roi: Names | None = None,
     anonymous: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> LinearEncoder:
+) -> LinearEncoder | FwrfEncoder:
     """Open a stored encoding model; weights are read when they are used.
 
     Parameters
@@ -364,7 +377,7 @@ def load_model(
 
     Returns
     -------
-    LinearEncoder
+    LinearEncoder or FwrfEncoder
 
     Raises
     ------

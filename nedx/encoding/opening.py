@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -19,8 +20,11 @@ from nedx.errors import IncompleteStoreError, ModelError, StoreError
 from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
 
+if TYPE_CHECKING:
+    from nedx.encoding.fwrf_model import FwrfEncoder
 
-def open_model(location: Location) -> LinearEncoder:
+
+def open_model(location: Location) -> LinearEncoder | FwrfEncoder:
     """Open an encoding model; only metadata and the labels that are indices are read.
 
     Raises
@@ -32,20 +36,37 @@ def open_model(location: Location) -> LinearEncoder:
     ModelError
         If it is no encoding model.
     """
+    root, recipe = _open_checked(location)
+    if root.attrs.get("model_type") == "fwrf":
+        from nedx.encoding.fwrf_model import open_fwrf
+
+        return open_fwrf(location, recipe, dict(root.attrs))
+    return _linear(location, root, recipe)
+
+
+def open_linear(location: Location) -> LinearEncoder:
+    """Open a linear encoding model; as `open_model`."""
+    return _linear(location, *_open_checked(location))
+
+
+def _open_checked(location: Location) -> tuple[zarr.Group, EncoderRecipe]:
     root = _open_group(location)
     attrs: dict[str, Any] = dict(root.attrs)
     _check(location, attrs)
     try:
-        recipe = EncoderRecipe.model_validate(attrs["recipe"])
+        return root, EncoderRecipe.model_validate(attrs["recipe"])
     except (ValidationError, KeyError) as error:
         raise ModelError(
             f"the recipe of the model at {location.url} is not valid: {error}"
         ) from error
+
+
+def _linear(location: Location, root: zarr.Group, recipe: EncoderRecipe) -> LinearEncoder:
+    attrs: dict[str, Any] = dict(root.attrs)
     canonical = recipe.model_dump_json()
     ref = ModelRef(LOADER, location, canonical, str(attrs["weights_sha256"]))
     groups = {
-        name: _open_labels(root, location, name)
-        for name in dict.fromkeys((ROOT, *attrs["members"]))
+        name: open_labels(location, name) for name in dict.fromkeys((ROOT, *attrs["members"]))
     }
     opened = {name: _with_weights(ref, root, name, ds) for name, ds in groups.items()}
     return LinearEncoder._opened(opened, recipe, ref, attrs)
@@ -87,15 +108,15 @@ def _check(location: Location, attrs: dict[str, Any]) -> None:
         )
 
 
-def _open_labels(root: zarr.Group, location: Location, name: str) -> xr.Dataset:
-    """Open the coordinates of a group lazily; strings become objects."""
+def open_labels(location: Location, name: str, heavy: Sequence[str] = HEAVY) -> xr.Dataset:
+    """Open the coordinates of a group lazily, without its weights; strings become objects."""
     ds = xr.open_zarr(
         location.zarr_store(),
         group=name or None,
         chunks=None,
         zarr_format=3,
         consolidated=True,
-        drop_variables=list(HEAVY),
+        drop_variables=list(heavy),
         decode_timedelta=False,
     )
     for label in ds.variables:

@@ -8,19 +8,18 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import xarray as xr
 
-from nedx.encoding.model import LinearEncoder
-from nedx.encoding.weights import ROOT
+from nedx.encoding.kinds import Encoder
 from nedx.errors import NedxWarning
 
 
-def partition_coords(ds: xr.Dataset, model: LinearEncoder) -> dict[str, dict[str, xr.Variable]]:
+def partition_coords(ds: xr.Dataset, model: Encoder) -> dict[str, dict[str, xr.Variable]]:
     """Look the images up among those that the model was made with.
 
     Parameters
     ----------
     ds : Dataset
         With ``image_id``. What it says of ``partition`` itself is kept.
-    model : LinearEncoder
+    model : LinearEncoder or FwrfEncoder
         May have ``known_image`` (ids) and ``known_partition ([subject,] known_image)``.
 
     Returns
@@ -32,8 +31,8 @@ def partition_coords(ds: xr.Dataset, model: LinearEncoder) -> dict[str, dict[str
     if "image_id" not in ds.coords or "partition" in ds:
         return found
     ids = ds["image_id"].values.astype(str)
-    for name, member in model.members.items():
-        home = member if "known_partition" in member else model._groups.get(ROOT, member)
+    for name in model.members:
+        home = model.known_images(name)
         if "known_partition" in home:
             found[name] = {"partition": _looked_up(home, ids)}
     seen = [coords["partition"].values == "train" for coords in found.values() if coords]

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ CHUNKS_PER_SHARD = 64
 FEATURES_PER_CHUNK = 4096
 HEAVY = ("projection", "projection_offset", "readout", "intercept")
 
-_COMPRESSORS = [
+COMPRESSORS = [
     BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=4),
     Crc32cCodec(),
 ]
@@ -40,7 +40,8 @@ _COMPRESSORS = [
 
 def target_dims(member: xr.Dataset) -> tuple[str, ...]:
     """Return the dims of the readout that are predicted: the neuroids, then time if there is."""
-    dims = member["readout"].dims
+    # Each voxel of a fwRF model has a readout of its own form.
+    dims = member["readout"].dims if "readout" in member else ("voxel",)
     return tuple(str(dim) for dim in dims if dim not in ("subject", "component"))
 
 
@@ -104,17 +105,39 @@ def write_model(model: LinearEncoder, place: str | Path | Location) -> Location:
     StoreExistsError
         If something is there; nothing is changed.
     """
+    return write_whole(place, lambda location: _write(model, location))
+
+
+def write_whole(place: str | Path | Location, write: Callable[[Location], None]) -> Location:
+    """Write a store whole, or on a local disk not at all.
+
+    Parameters
+    ----------
+    place : path, URL or Location
+        Where; must not exist.
+    write : callable (Location)
+        Writes it.
+
+    Returns
+    -------
+    Location
+
+    Raises
+    ------
+    StoreExistsError
+        If something is there; nothing is changed.
+    """
     location = Location.of(place)
     if location.exists():
         raise StoreExistsError(
             f"{location.url} exists already and was not changed. Choose another place, or delete it"
         )
     if not location.is_local:
-        _write(model, location)
+        write(location)
         return location
     partial = Location(f"{location.url}.{os.getpid()}.partial")
     try:
-        _write(model, partial)
+        write(partial)
         os.rename(partial.url, location.url)
     except BaseException:
         shutil.rmtree(partial.url, ignore_errors=True)
@@ -131,7 +154,7 @@ def _write(model: LinearEncoder, location: Location) -> None:
         for name, ds in model.groups():
             group = root.require_group(name) if name else root
             _write_group(ds, group)
-            labels = _labels(ds)
+            labels = storable_labels(ds)
             labels.to_zarr(store, group=name or None, mode="a", zarr_format=3, consolidated=False)
         root.attrs.put(
             {
@@ -148,9 +171,9 @@ def _write(model: LinearEncoder, location: Location) -> None:
     location.write(MANIFEST, Manifest(store.written).to_bytes())
 
 
-def _labels(ds: xr.Dataset) -> xr.Dataset:
+def storable_labels(ds: xr.Dataset, heavy: Sequence[str] = HEAVY) -> xr.Dataset:
     """Return the coordinates, strings as objects, with nothing left of an earlier encoding."""
-    labels = ds.drop_vars([name for name in HEAVY if name in ds]).drop_encoding()
+    labels = ds.drop_vars([name for name in heavy if name in ds]).drop_encoding()
     labels.attrs = {}
     encoding: dict[str, dict[str, Any]] = {}
     for name in labels.variables:
@@ -241,7 +264,7 @@ def _create(
         dtype="float32",
         chunks=tuple(max(1, c) for c in chunks),
         shards=shards,
-        compressors=_COMPRESSORS,
+        compressors=COMPRESSORS,
         dimension_names=dims,
         fill_value=0.0,
         config={"write_empty_chunks": True},

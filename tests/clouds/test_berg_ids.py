@@ -8,8 +8,10 @@ import xarray as xr
 
 import nedx
 from nedx.errors import SelectionError
+from nedx.sources.berg import open_fwrf
 from nedx.sources.berg.layout import BUCKET
 from tests.berg import models as tree
+from tests.berg.tree import write_fwrf
 
 EEG = "eeg-things_eeg_2-vit_b_32"
 VIT_WIDTH = 12 * 50 * 768
@@ -74,3 +76,24 @@ def test_pull_makes_a_zarr_model_of_each_subject(served, tmp_path):
     np.testing.assert_allclose(whole[0], of_two[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(SelectionError, match="has no subject 'sub-11'"):
         nedx.pull(EEG, subject=11)
+
+
+def test_of_fwrf_models_the_roi_asked_for_is_fetched(s3, tmp_path, monkeypatch):
+    folder = tmp_path / "berg"
+    for subject in (1, 2):
+        for roi in ("V1", "V2"):
+            write_fwrf(folder, subject, roi, 5)
+    s3.fill(BUCKET.removeprefix("s3://"), folder)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    s3.counter.forget()
+    noise = np.random.default_rng(0).integers(0, 256, (2, 227, 227, 3), dtype=np.uint8)
+    images = xr.Dataset({"pixels": (("image", "y", "x", "rgb"), noise)})
+    found = images.ned.encode("fmri-nsd-fwrf", subject=1, roi="V2")["response"].values
+    expected = images.ned.encode(open_fwrf(folder, subject=1, roi="V2"))["response"].values
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert s3.counter.count("sub-02") == s3.counter.count("roi-V1") == 0
+    size = next(folder.rglob("*sub-01_roi-V2.pt")).stat().st_size
+    # Half of a file, the parameters after the last epoch, stays there; it is read in pieces of 1 MB.
+    assert s3.counter.bytes(r"roi-V2\.pt") < 0.75 * size
+    path = nedx.pull("fmri-nsd-fwrf", subject=1, roi=["V1", "V2"])
+    assert {place.name[:10] for place in path.glob("*.zarr")} == {"sub-01-V1-", "sub-01-V2-"}

@@ -92,13 +92,13 @@ class TestOneProjectionOfAllSubjects:
         from nedx.encoding import loading
 
         read = []
-        original = loading._read
+        original = loading.read_array
 
         def spied(array, *arguments):
             read.append(array.path.rpartition("/")[2])
             return original(array, *arguments)
 
-        monkeypatch.setattr(loading, "_read", spied)
+        monkeypatch.setattr(loading, "read_array", spied)
         model = open_model(tmp_path, EEG, backbone=GABOR)
         out = stimuli(N_IMAGES).ned.encode(model, channel=["Oz", "Pz"], time=0.1)
         found = out["response"].values

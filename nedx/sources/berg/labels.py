@@ -160,7 +160,7 @@ def fsaverage_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
             **_masks(members, subject, "vertex", 2 * count),
         }
     )
-    return _finished(labels, subject, ("vertex",), found, _nsd_partition(model))
+    return _finished(labels, subject, ("vertex",), found, nsd_partition(model))
 
 
 def things_fmri_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
@@ -215,6 +215,100 @@ def tvsd_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
     return _finished(labels, subject, ("unit", "time"), found, {})
 
 
+_FWRF_NAMES = """
+V1 V2 V3 hV4 EBA FBA-2 OFA FFA-1 FFA-2 PPA RSC OPA OWFA VWFA-1 VWFA-2 mfs-words early midventral
+midlateral midparietal parietal lateral ventral
+"""
+FWRF_ROIS = tuple(_FWRF_NAMES.split())
+"""Of the fwRF models, in the order that numbers their voxels."""
+
+
+def fwrf_labels(metadata: Mapping[str, Any], roi: str) -> xr.Dataset:
+    """Label the voxels of one subject's fwRF model of a ROI.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Of any era.
+    roi : str
+        Which ROI, one of `FWRF_ROIS`.
+
+    Returns
+    -------
+    Dataset
+        Coordinates of ``voxel``, in the C order of the mask: ``i``, ``j``, ``k``,
+        ``encoding_accuracy``, ``noise_ceiling``, ``ncsnr`` and ``roi_mask (roi, voxel)``.
+        ``voxel`` is the C index in the volume, plus the size of the volume for each ROI that comes
+        before in the list: a voxel of two ROIs has a model, and a number, in each.
+
+    Raises
+    ------
+    KeyError
+        If something is not there.
+    ModelError
+        If it does not fit the mask.
+    """
+    fmri, model = metadata["fmri"], metadata["encoding_models"]
+    accuracy = model.get("encoding_accuracy", model)
+    mask = np.asarray(fmri["roi_mask_volume"], bool)
+    places = np.nonzero(mask)
+    count = len(places[0])
+    first = FWRF_ROIS.index(roi) * mask.size if roi in FWRF_ROIS else 0
+    about: dict[str, tuple[Any, Mapping[str, Any]]] = {
+        "encoding_accuracy": (np.sqrt(accuracy["r2"]), {**_ACCURACY, "clipped_below": 0.0}),
+        "noise_ceiling": (as_fraction(accuracy["noise_ceiling"]), _CEILING),
+        "ncsnr": (fmri["ncsnr"], _NCSNR),
+    }
+    for name, (values, _) in about.items():
+        if np.shape(values) != (count,):
+            raise ModelError(
+                f"{name} of {roi} has the shape {np.shape(values)}, its mask {count:,} voxels: "
+                "metadata of different models"
+            )
+    volume = {
+        "space": "func1pt8mm",
+        "volume_shape": list(mask.shape),
+        "affine": np.asarray(fmri["fmri_affine"], np.float64).ravel().tolist(),
+    }
+    numbers = (first + np.flatnonzero(mask)).astype(np.int32)
+    return xr.Dataset(
+        coords={
+            "voxel": ("voxel", numbers, volume),
+            **{
+                axis: ("voxel", found.astype(np.int32))
+                for axis, found in zip("ijk", places, strict=True)
+            },
+            **{
+                name: ("voxel", np.asarray(values, np.float32), dict(attrs))
+                for name, (values, attrs) in about.items()
+            },
+            "roi": np.array([roi], dtype=object),
+            "roi_mask": (("roi", "voxel"), np.ones((1, count), bool)),
+        }
+    )
+
+
+def nsd_partition(model: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the splits as image ids; the published numbers are 0-based 73k ids.
+
+    Parameters
+    ----------
+    model : mapping
+        The ``encoding_models`` of the metadata, of any era.
+
+    Returns
+    -------
+    dict
+        ``train``, ``val`` and ``test``, as far as they are known.
+    """
+    splits = model.get("train_val_test_nsd_image_splits", model)
+    return {
+        name: [f"nsd:{int(number):05d}" for number in splits[f"{name}_img_num"]]
+        for name in ("train", "val", "test")
+        if splits.get(f"{name}_img_num") is not None
+    }
+
+
 def things_ids(files: Iterable[Any]) -> list[str]:
     """Return ``things:aardvark_01b`` for paths such as ``aardvark/aardvark_01b.jpg``."""
     return [f"things:{PurePosixPath(str(file)).stem}" for file in files]
@@ -224,15 +318,6 @@ def as_fraction(values: Any) -> np.ndarray:
     """Return a noise ceiling as a fraction; above 1 it can only have been percent."""
     array = np.asarray(values, np.float64)
     return array / 100 if np.nanmax(array, initial=0) > 1 else array
-
-
-def _nsd_partition(model: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the splits as image ids; the published numbers are 0-based 73k ids."""
-    splits = model.get("train_val_test_nsd_image_splits", model)
-    return {
-        name: [f"nsd:{int(number):05d}" for number in splits.get(f"{name}_img_num", ())]
-        for name in ("train", "val", "test")
-    }
 
 
 def _masks(members: Mapping[str, Any], subject: str, dim: str, count: int) -> dict[str, Any]:

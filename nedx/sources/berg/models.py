@@ -7,9 +7,6 @@ Dataset, of Gifford and colleagues.
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +16,20 @@ import numpy as np
 
 from nedx.backbones.recipe import BackboneRecipe
 from nedx.backbones.registry import default_recipe
-from nedx.config import cache_dir
-from nedx.errors import ModelError, SelectionError, StoreExistsError, close_matches
+from nedx.errors import ModelError, SelectionError, close_matches
 from nedx.schema import subject_label
 from nedx.selection import Subjects
 from nedx.sources.berg import labels
 from nedx.sources.berg.folding import folded_weights, read_weights
+from nedx.sources.berg.kept import kept
 from nedx.sources.berg.layout import Files, find_files, layout_of
 from nedx.sources.berg.pickles import read_npy
 from nedx.store.location import Location
 
 if TYPE_CHECKING:
     from nedx.catalog.entries import Entry
+    from nedx.encoding.kinds import Encoder
     from nedx.encoding.model import LinearEncoder
-
-logger = logging.getLogger(__name__)
 
 LICENSE = "CC-BY-NC-4.0"
 _WEIGHTS = {
@@ -130,9 +126,14 @@ _FAMILIES = {
 }
 
 
-def open_entry(entry: Entry, place: Location, selection: Mapping[str, Any]) -> LinearEncoder:
-    """Open the model that a catalog entry names; only the subjects selected are fetched."""
-    return open_model(place, entry.id, subject=selection.get("subject"))
+def open_entry(entry: Entry, place: Location, selection: Mapping[str, Any]) -> Encoder:
+    """Open the model that a catalog entry names; only what is selected is fetched."""
+    from nedx.sources.berg.fwrf import MODEL_ID, open_fwrf
+
+    subject = selection.get("subject")
+    if entry.id == MODEL_ID:
+        return open_fwrf(place, subject=subject, roi=selection.get("roi"))
+    return open_model(place, entry.id, subject=subject)
 
 
 def open_model(
@@ -255,28 +256,14 @@ def _converted(
     files: Files, model_id: str, subject: str, backbone: BackboneRecipe, split: str | None
 ) -> Location:
     """Return the Zarr model of one subject, made now unless it lies in the cache."""
-    stamp = "".join(_stamp(files.root, key) for key in (*files.weights, files.metadata))
-    text = "\n".join([files.weights_url, stamp, split or "", backbone.model_dump_json()])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    place = Location.of(cache_dir() / "berg" / model_id / f"{subject}-{digest}.zarr")
-    if place.exists("zarr.json"):
-        return place
-    logger.info("reading %s, once; it is kept in %s", files.weights_url, place.url)
-    model = _read(files, model_id, subject, backbone, split)
-    os.makedirs(os.path.dirname(place.url), exist_ok=True)
-    try:
-        model.to_zarr(place)
-    except StoreExistsError:
-        logger.info("another process was faster: %s", place.url)
-    return place
-
-
-def _stamp(root: Location, key: str) -> str:
-    """Return what changes when a file does: its size, and when it was written or its etag."""
-    filesystem, base = root.filesystem()
-    info = filesystem.info(f"{base}/{key}")
-    changed = next((info[k] for k in ("ETag", "mtime", "LastModified") if k in info), "")
-    return f"{info.get('size')} {changed} "
+    return kept(
+        files.root,
+        (*files.weights, files.metadata),
+        model_id,
+        subject,
+        lambda place: _read(files, model_id, subject, backbone, split).to_zarr(place),
+        f"{split or ''}{backbone.model_dump_json()}",
+    )
 
 
 def _read(

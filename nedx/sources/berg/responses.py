@@ -21,7 +21,7 @@ from nedx.errors import ModelError
 from nedx.schema import parse
 from nedx.selection import Subjects
 from nedx.sources.berg.hdf5 import RowsPlan, StoredRows, open_rows
-from nedx.sources.berg.labels import as_fraction, eeg_labels, things_ids
+from nedx.sources.berg.labels import eeg_labels, fwrf_labels, nsd_partition, things_ids
 from nedx.sources.berg.pickles import read_npy
 from nedx.sources.berg.response_files import (
     DATASET,
@@ -239,67 +239,20 @@ def _fmri(wanted: WantedResponses, part: _Part) -> xr.Dataset:
     if len(part.rows.shape) != 2:
         raise _misfit(part.rows, "(image, voxel)")
     with _explained(part.metadata_url, part.metadata):
-        coords = _voxel_labels(wanted, part)
-        splits = part.metadata["encoding_models"]
-        splits = splits.get("train_val_test_nsd_image_splits", splits)
-        known = {
-            name: [f"nsd:{number:05d}" for number in np.asarray(numbers).tolist()]
-            for name in ("train", "val", "test")
-            if (numbers := splits.get(f"{name}_img_num")) is not None
-        }
+        labels = fwrf_labels(part.metadata, str(wanted.roi))
+        known = nsd_partition(part.metadata["encoding_models"])
         seen = _seen(wanted, part)
+    if labels.sizes["voxel"] != part.rows.shape[1]:
+        raise _misfit(part.rows, f"{labels.sizes['voxel']:,} voxels")
     ids = part.images["image_id"][1]
     images = {**part.images, **seen}
     if known:
         images["partition"] = ("image", _partition(ids, known))
     return xr.Dataset(
         {"response": _response(("image", "voxel"), [part.rows], _RESPONSE, is_stacked=False)},
-        {**images, **coords},
+        {**images, **labels.coords},
         _attrs(wanted, [part.subject]),
     )
-
-
-def _voxel_labels(wanted: WantedResponses, part: _Part) -> dict[str, Any]:
-    """Return where voxels are (in the C order of the mask), and how far they can be trusted."""
-    fmri, model = part.metadata["fmri"], part.metadata["encoding_models"]
-    accuracy = model.get("encoding_accuracy", model)
-    mask = np.asarray(fmri["roi_mask_volume"], bool)
-    places = np.nonzero(mask)
-    count = part.rows.shape[1]
-    if len(places[0]) != count:
-        raise _misfit(part.rows, f"{len(places[0]):,} voxels")
-    volume = {
-        "space": "func1pt8mm",
-        "volume_shape": list(mask.shape),
-        "affine": np.asarray(fmri["fmri_affine"], np.float64).ravel().tolist(),
-    }
-    about: dict[str, tuple[Any, dict[str, Any]]] = {
-        "encoding_accuracy": (
-            np.sqrt(accuracy["r2"]),
-            {"long_name": "encoding accuracy", "metric": "pearson_r", "clipped_below": 0.0},
-        ),
-        "noise_ceiling": (
-            as_fraction(accuracy["noise_ceiling"]),
-            {"long_name": "noise ceiling", "method": "ncsnr", "valid_range": [0, 1]},
-        ),
-        "ncsnr": (fmri["ncsnr"], {"long_name": "noise ceiling signal-to-noise ratio"}),
-    }
-    for name, (values, _) in about.items():
-        if np.shape(values) != (count,):
-            raise _misfit(part.rows, f"{name} of shape {np.shape(values)}")
-    return {
-        "voxel": ("voxel", np.arange(count, dtype=np.int32), volume),
-        **{
-            axis: ("voxel", found.astype(np.int32))
-            for axis, found in zip("ijk", places, strict=True)
-        },
-        **{
-            name: ("voxel", np.asarray(values, np.float32), {"units": "1", **attrs})
-            for name, (values, attrs) in about.items()
-        },
-        "roi": np.array([wanted.roi], dtype=object),
-        "roi_mask": (("roi", "voxel"), np.ones((1, count), bool)),
-    }
 
 
 def _seen(wanted: WantedResponses, part: _Part) -> dict[str, Any]:

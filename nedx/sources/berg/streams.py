@@ -168,3 +168,23 @@ class _Parts(io.RawIOBase):
         filled = stop - self.position
         self.position = stop
         return filled
+
+
+def stamp(root: Location, key: str) -> str:
+    """Return what changes when a file does: its size, and when it was written or its etag.
+
+    Parameters
+    ----------
+    root : Location
+        A folder or bucket.
+    key : str
+        The file in it, which is there.
+
+    Returns
+    -------
+    str
+    """
+    filesystem, base = root.filesystem()
+    info = filesystem.info(f"{base}/{key}")
+    changed = next((info[k] for k in ("ETag", "mtime", "LastModified") if k in info), "")
+    return f"{info.get('size')} {changed} "
