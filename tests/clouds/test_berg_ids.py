@@ -93,7 +93,7 @@ def test_of_fwrf_models_the_roi_asked_for_is_fetched(s3, tmp_path, monkeypatch):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert s3.counter.count("sub-02") == s3.counter.count("roi-V1") == 0
     size = next(folder.rglob("*sub-01_roi-V2.pt")).stat().st_size
-    # Half of a file, the parameters after the last epoch, stays there; it is read in pieces of 1 MB.
+    # The parameters after the last epoch, half of a file, stay there; pieces have 1 MB.
     assert s3.counter.bytes(r"roi-V2\.pt") < 0.75 * size
     path = nedx.pull("fmri-nsd-fwrf", subject=1, roi=["V1", "V2"])
     assert {place.name[:10] for place in path.glob("*.zarr")} == {"sub-01-V1-", "sub-01-V2-"}
