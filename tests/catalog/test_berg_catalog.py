@@ -1,11 +1,17 @@
 """The published models by their ids: what the catalog says, and what it leads to."""
 
+import re
+import shlex
+from fnmatch import fnmatch
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
 import yaml
 
 import nedx
+from nedx.cli import _parser
 from nedx.errors import CatalogError, ModelError, SelectionError
 from nedx.sources.berg.layout import BUCKET, LAYOUTS
 from tests.berg.tree import FSAVERAGE_ROIS, FWRF_ROIS
@@ -125,3 +131,19 @@ def test_a_catalog_from_the_network_cannot_name_a_reader():
     raw["entries"] = [{**entry, "kind": "responses"}]
     with pytest.raises(CatalogError, match="a reader needs urls, and kind 'model'"):
         parse_catalog(yaml.safe_dump(raw).encode(), "c.yaml", remote=False)
+
+
+def test_the_page_beside_the_catalog_names_every_model_and_what_there_is():
+    page = (Path(__file__).parents[2] / "catalogs" / "BERG.md").read_text()
+    patterns = [name for name in re.findall(r"`([\w*.-]+)`", page) if "-" in name or "_" in name]
+    others = "huze", "mosaic", "brainscore", "and others"
+    for entry in published():
+        named = any(fnmatch(entry.id, pattern) for pattern in patterns)
+        assert named or (entry.external and any(word in page for word in others)), entry.id
+    for target in re.findall(r"\]\(([^)#]+)\)", page):
+        assert (Path(__file__).parents[2] / "catalogs" / target).exists(), target
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        compile(code, "BERG.md", "exec")
+    for block in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").strip().splitlines():
+            assert _parser().parse_args(shlex.split(line)[1:]).command
