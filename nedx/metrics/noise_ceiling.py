@@ -370,9 +370,11 @@ def _image_means(values: np.ndarray, *, codes: np.ndarray) -> np.ndarray:
 
 def _warn_of_training(ds: xr.Dataset) -> None:
     if "partition" in ds.coords and (ds["partition"] == "train").any().item():
+        # Of images, what is a test for one subject may have trained the model of another.
+        whose = '.all("subject")' if "subject" in ds["partition"].dims else ""
         warnings.warn(
             "some of these images were used in training (partition 'train'), so the accuracy is "
-            'too high; select first: ds.isel(image=(ds.partition == "test").values)',
+            f'too high; select first: ds.isel(image=(ds.partition == "test"){whose}.values)',
             NedxWarning,
             stacklevel=3,
         )

@@ -197,3 +197,19 @@ def test_what_is_missing_or_was_trained_on_is_said():
     ds = ds.assign_coords(partition=("image", ["train", "test", "test", "test"]))
     with pytest.warns(NedxWarning, match="used in training"):
         score(ds)
+
+
+def test_images_that_trained_the_model_of_another_subject_are_said(recwarn):
+    array, signal = simulated(images=4)
+    both = [part.expand_dims(subject=["sub-01", "sub-02"]) for part in (array, signal)]
+    ds = xr.Dataset(dict(zip(("response", "response_predicted"), both, strict=True)))
+    kinds = [["train", "test", "test", "test"], ["test", "test", "test", "train"]]
+    ds = ds.assign_coords(partition=(("subject", "image"), kinds))
+    with pytest.warns(NedxWarning, match="used in training") as raised:
+        score(ds)
+    advice = str(raised[0].message).partition("select first: ")[2]
+    chosen = eval(advice, {"ds": ds})
+    assert chosen.sizes["image"] == 2
+    recwarn.clear()
+    score(chosen)
+    assert not [one for one in recwarn if "training" in str(one.message)]
