@@ -8,11 +8,12 @@ are no shards. Shards are used only where the number of objects would hurt.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from nedx.errors import AlignmentError, SelectionError, StoreError, close_matches
 from nedx.schema import sample_dim
@@ -21,6 +22,7 @@ MAX_OBJECTS = 2000
 """Above this many chunks an array is sharded."""
 
 _MB = 1_000_000
+_PIECE_BYTES = 2**24
 _BLOCK_MB = 256.0
 _LARGEST_BLOCK_MB = 384.0
 _LARGEST_SHARD_MB = 320.0
@@ -387,3 +389,30 @@ def _check_given(ds: xr.Dataset, given: Mapping[str, Mapping[str, Mapping[str, i
                     )
                 if size < 1:
                     raise StoreError(f"{kind} of {name!r} along {dim!r} are {size}; give 1 or more")
+
+
+def whole_objects(array: zarr.Array, axis: int, start: int, stop: int) -> Iterator[slice]:
+    """Cut the samples of a block so that a piece holds whole objects, and few bytes.
+
+    What is small is allocated again and again from the same memory; copies of whole blocks would
+    be fetched from the system page by page, which takes as long as packing them.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        What is written.
+    axis : int
+        Of the samples.
+    start, stop : int
+        The block.
+
+    Yields
+    ------
+    slice
+        Along ``axis``.
+    """
+    length = (array.shards or array.chunks)[axis]
+    per_sample = array.dtype.itemsize * math.prod(array.shape) // max(1, array.shape[axis])
+    step = max(1, _PIECE_BYTES // max(1, per_sample * length)) * length
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))

@@ -32,7 +32,7 @@ from nedx.store.building import (
     write_template,
 )
 from nedx.store.codecs import DTYPES, as_stored
-from nedx.store.layout import Block, Layout, by_range
+from nedx.store.layout import Block, Layout, by_range, whole_objects
 from nedx.store.location import Location
 from nedx.store.manifest import (
     MANIFEST,
@@ -311,9 +311,12 @@ class BlockWriter:
             array = array.with_config({"write_empty_chunks": True})
             values = aligned(ds[name], array, block, dim)
             axis = dims_of(array).index(dim)
-            region = (slice(None),) * axis + (slice(block.start, block.stop),)
             keep_bits = self.plan.keep_bits if array.ndim > 1 else None
-            array[region] = as_stored(values, array.dtype, keep_bits)
+            before = (slice(None),) * axis
+            for piece in whole_objects(array, axis, block.start, block.stop):
+                inside = slice(piece.start - block.start, piece.stop - block.start)
+                part = as_stored(values[(*before, inside)], array.dtype, keep_bits)
+                array[(*before, piece)] = part
             check_written(array, axis, block, store.written, prefix + name)
         ledger.record(self.location, block, store.written)
         return store.written
