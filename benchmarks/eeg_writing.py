@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dask.array as da
@@ -35,26 +37,25 @@ def measure() -> list[Row]:
     ds = responses(MANY)
     with tempfile.TemporaryDirectory() as folder:
         count = iter(range(100))
-        seconds = interleave(
-            {
-                "disk": lambda: _plain(ds, Path(folder, "plain.bin")),
-                "nedx": lambda: nedx.to_zarr(ds, Path(folder, f"{next(count)}.zarr")),
-            },
-            rounds=3,
-        )
-        stored = sum(f.stat().st_size for f in Path(folder, "0.zarr").rglob("*") if f.is_file())
+        ways = {
+            "disk": lambda: _plain(ds, Path(folder, f"{next(count)}.bin")),
+            "nedx": lambda: nedx.to_zarr(ds, Path(folder, f"{next(count)}.zarr")),
+        }
+        seconds = interleave({name: partial(_on_disk, way) for name, way in ways.items()}, rounds=5)
+        stored = sum(f.stat().st_size for f in Path(folder, "1.zarr").rglob("*") if f.is_file())
         peaks = {n: _peak(n, Path(folder, f"peak-{n}.zarr")) for n in (FEW, MANY)}
     size = ds["response"].nbytes / 1e9
     speed = {name: size * 1e3 / min(each) for name, each in seconds.items()}
     note = (
         f"{size:.2f} GB of values, {stored / 1e9:.2f} GB stored; {speed['nedx']:.0f} MB of values "
-        f"a second, plain bytes with fsync {speed['disk']:.0f}"
+        f"a second, plain bytes {speed['disk']:.0f}; both until all is on the disk"
     )
     return [
         at_least(
             "10,000 EEG results, plain bytes / store, time",
             ratio(seconds["disk"], seconds["nedx"]),
-            0.9,
+            # As of synthesis against a bare loop: the disk itself varies by more.
+            0.85,
             note=note,
         ),
         at_most(
@@ -90,13 +91,16 @@ def responses(count: int) -> xr.Dataset:
     )
 
 
+def _on_disk(way: Callable[[], object]) -> None:
+    way()
+    os.sync()
+
+
 def _plain(ds: xr.Dataset, path: Path) -> None:
-    """Write the values one block after the other, and wait for the disk."""
+    """Write the values one block after the other."""
     with path.open("wb") as file:
         for block in ds["response"].data.blocks:
             file.write(block.compute(scheduler="sync").tobytes())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _peak(count: int, place: Path) -> float:

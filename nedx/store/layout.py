@@ -22,7 +22,7 @@ MAX_OBJECTS = 2000
 """Above this many chunks an array is sharded."""
 
 _MB = 1_000_000
-_PIECE_BYTES = 2**24
+_PIECE_BYTES = 2**25
 _BLOCK_MB = 256.0
 _LARGEST_BLOCK_MB = 384.0
 _LARGEST_SHARD_MB = 320.0

@@ -58,7 +58,8 @@ def run_blocks(
         Submit one task a block to its cluster, two for each of its threads at a time; only a
         count comes back. Blocks of the same samples in several groups are one task.
     workers : int
-        Blocks at a time without ``client``; one block is computed by the threads of dask.
+        Blocks at a time without ``client``; of one, the threads of dask compute it, and it is
+        written while they compute the next.
     part : "i/n" or (i, n), optional
         Only the blocks of part i of n, counted from 1; other parts may be written meanwhile.
     progress : bool or callable
@@ -96,7 +97,7 @@ def run_blocks(
         elif workers > 1:
             finished = _in_threads(writer, tasks, workers)
         else:
-            finished = (write_blocks(writer, pieces) for pieces in tasks)
+            finished = _written_behind(writer, tasks)
         # Closed before the run ends, so that no thread outlives its claims.
         with closing(finished):
             for done in accumulate(finished):
@@ -114,19 +115,61 @@ def write_blocks(writer: BlockWriter, pieces: Pieces, scheduler: str | None = No
     int
         The number of blocks.
     """
-    with ExitStack() as stack:
-        claimed = [stack.enter_context(writer.claimed(block)) for block, _ in pieces]
-        mine = [piece for piece, free in zip(pieces, claimed, strict=True) if free]
-        lazy = [
-            {name: ds[name].data for name in writer.plan.streamed[block.group]}
-            for block, ds in mine
-        ]
-        given = {} if scheduler is None else {"scheduler": scheduler}
-        computed = dask.compute(lazy, **given)[0]
-        for (block, ds), values in zip(mine, computed, strict=True):
-            variables = {name: (ds[name].dims, value) for name, value in values.items()}
-            writer.write(block, xr.Dataset(variables))
+    with ExitStack() as claims:
+        mine = _claimed(claims, writer, pieces)
+        _write(writer, mine, _computed(writer, mine, scheduler))
     return len(pieces)
+
+
+def _claimed(claims: ExitStack, writer: BlockWriter, pieces: Pieces) -> Pieces:
+    """Claim blocks until the stack is left, and return those that are not done yet."""
+    free = [claims.enter_context(writer.claimed(block)) for block, _ in pieces]
+    return [piece for piece, is_free in zip(pieces, free, strict=True) if is_free]
+
+
+def _computed(
+    writer: BlockWriter, pieces: Pieces, scheduler: str | None = None
+) -> list[dict[str, Any]]:
+    lazy = [
+        {name: ds[name].data for name in writer.plan.streamed[block.group]} for block, ds in pieces
+    ]
+    given = {} if scheduler is None else {"scheduler": scheduler}
+    found: list[dict[str, Any]] = dask.compute(lazy, **given)[0]
+    return found
+
+
+def _write(writer: BlockWriter, pieces: Pieces, computed: Sequence[dict[str, Any]]) -> None:
+    for (block, ds), values in zip(pieces, computed, strict=True):
+        variables = {name: (ds[name].dims, value) for name, value in values.items()}
+        writer.write(block, xr.Dataset(variables))
+
+
+def _written_behind(writer: BlockWriter, tasks: Iterator[Pieces]) -> Generator[int, None, None]:
+    """Compute block after block here, where Ctrl-C reaches it, and write each meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="nedx-write") as pool:
+        behind: Future[int] | None = None
+        for pieces in tasks:
+            with ExitStack() as claims:
+                mine = _claimed(claims, writer, pieces)
+                computed = _computed(writer, mine)
+                if behind is not None:
+                    yield behind.result()
+                args = (writer, mine, computed, len(pieces), claims.pop_all())
+                behind = pool.submit(_finish, *args)
+        if behind is not None:
+            yield behind.result()
+
+
+def _finish(
+    writer: BlockWriter,
+    pieces: Pieces,
+    computed: Sequence[dict[str, Any]],
+    count: int,
+    claims: ExitStack,
+) -> int:
+    with claims:
+        _write(writer, pieces, computed)
+    return count
 
 
 def _block_dataset(writer: BlockWriter, ds: xr.Dataset, block: Block) -> xr.Dataset:

@@ -388,7 +388,7 @@ def to_zarr(
     ----------
     ds : Dataset or DataTree
         Lazy or not. Variables along ``image`` or ``trial`` are computed and written block by
-        block; memory holds ``workers`` blocks.
+        block; memory holds ``workers`` blocks, of one worker two.
     place : str, Path or Location
         Where; an existing store is refused.
     overwrite : bool
