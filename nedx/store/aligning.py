@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -11,7 +12,8 @@ import xarray as xr
 import zarr
 
 from nedx.errors import AlignmentError, StoreError
-from nedx.store.layout import Block
+from nedx.store.codecs import as_stored
+from nedx.store.layout import Block, whole_objects
 from nedx.store.manifest import StoredObject
 
 
@@ -42,6 +44,21 @@ def aligned(given: xr.DataArray, array: zarr.Array, block: Block, dim: str) -> n
             f"{unit}: a second writer would lose data"
         )
     return values
+
+
+def put_block(
+    array: zarr.Array, axis: int, block: Block, values: np.ndarray, keep_bits: int | None
+) -> None:
+    """Write the values of a block, rounded and packed piece by piece."""
+    before = (slice(None),) * axis
+
+    def put(piece: slice) -> None:
+        inside = slice(piece.start - block.start, piece.stop - block.start)
+        array[(*before, piece)] = as_stored(values[(*before, inside)], array.dtype, keep_bits)
+
+    # While one piece is rounded, the chunks of another are packed.
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(put, whole_objects(array, axis, block.start, block.stop)))
 
 
 def check_written(

@@ -15,7 +15,7 @@ import zarr
 
 from nedx.errors import AlignmentError, IncompleteStoreError, StoreError
 from nedx.store import ledger
-from nedx.store.aligning import aligned, check_written, dims_of
+from nedx.store.aligning import aligned, check_written, dims_of, put_block
 from nedx.store.building import (
     check_recipe,
     chosen_layouts,
@@ -31,8 +31,8 @@ from nedx.store.building import (
     remove_leftovers,
     write_template,
 )
-from nedx.store.codecs import DTYPES, as_stored
-from nedx.store.layout import Block, Layout, by_range, whole_objects
+from nedx.store.codecs import DTYPES
+from nedx.store.layout import Block, Layout, by_range
 from nedx.store.location import Location
 from nedx.store.manifest import (
     MANIFEST,
@@ -312,11 +312,7 @@ class BlockWriter:
             values = aligned(ds[name], array, block, dim)
             axis = dims_of(array).index(dim)
             keep_bits = self.plan.keep_bits if array.ndim > 1 else None
-            before = (slice(None),) * axis
-            for piece in whole_objects(array, axis, block.start, block.stop):
-                inside = slice(piece.start - block.start, piece.stop - block.start)
-                part = as_stored(values[(*before, inside)], array.dtype, keep_bits)
-                array[(*before, piece)] = part
+            put_block(array, axis, block, values, keep_bits)
             check_written(array, axis, block, store.written, prefix + name)
         ledger.record(self.location, block, store.written)
         return store.written
