@@ -16,7 +16,8 @@ import xarray as xr
 
 from benchmarks.measuring import Row, at_least, at_most, interleave, ratio
 
-FEW, MANY = 1_000, 10_000
+# The fewest fill the blocks that are under way at a time: one computed, one written.
+FEW, MANY = 2_000, 10_000
 CHANNELS, TIMES, REPETITIONS = 63, 140, 4
 
 # The peak of this process alone: what the one that starts it held is not counted.
