@@ -71,7 +71,7 @@ class _Array:
         _, shape, kind, by_column, values = state
         if kind.dtype.kind == "O":
             flat = np.empty(len(values), dtype=object)
-            flat[:] = [_resolved(value) for value in values]
+            flat[:] = [resolved(value) for value in values]
         else:
             flat = _taken(values, kind.dtype, math.prod(shape))
         self.array = flat.reshape(shape, order="F" if by_column else "C")
@@ -123,9 +123,22 @@ class _OutOfLine:
         self.array = flat.reshape(shape, order="F" if state["order"] == "F" else "C")
 
 
-_NUMPY = {"_reconstruct": _Array, "scalar": _scalar}
-_ADMITTED: Mapping[tuple[str, str], Any] = {
-    **{(f"numpy.{c}.multiarray", name): f for c in ("core", "_core") for name, f in _NUMPY.items()},
+def _from_buffer(values: Any, kind: _Dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
+    """Return an array as protocol 5 stores it."""
+    return _taken(values, kind.dtype, math.prod(shape)).reshape(shape, order=order)
+
+
+_NUMPY: Mapping[str, Mapping[str, Any]] = {
+    "multiarray": {"_reconstruct": _Array, "scalar": _scalar},
+    "numeric": {"_frombuffer": _from_buffer},
+}
+ADMITTED: Mapping[tuple[str, str], Any] = {
+    **{
+        (f"numpy.{core}.{module}", name): function
+        for core in ("core", "_core")
+        for module, names in _NUMPY.items()
+        for name, function in names.items()
+    },
     ("numpy", "ndarray"): "numpy.ndarray",
     ("numpy", "dtype"): _Dtype,
     # How protocol 2, that of torch, writes bytes; `bytes` takes codecs of text alone.
@@ -137,7 +150,7 @@ _ADMITTED: Mapping[tuple[str, str], Any] = {
     ("sklearn.linear_model._base", "LinearRegression"): SimpleNamespace,
     ("sklearn.preprocessing._data", "StandardScaler"): SimpleNamespace,
 }
-_TORCH: Mapping[tuple[str, str], Any] = {
+TORCH: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _Tensor.of,
     ("torch", "DoubleStorage"): "<f8",
     ("torch", "FloatStorage"): "<f4",
@@ -148,7 +161,9 @@ _TORCH: Mapping[tuple[str, str], Any] = {
 }
 
 
-def _admitted(admitted: Mapping[tuple[str, str], Any], url: str, module: str, name: str) -> Any:
+def admitted_global(
+    admitted: Mapping[tuple[str, str], Any], url: str, module: str, name: str
+) -> Any:
     """Return what a global of a file stands for here."""
     if (module, name) not in admitted:
         raise ModelError(
@@ -168,7 +183,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a global of the file stands for here."""
-        return _admitted(self.admitted, self.url, module, name)
+        return admitted_global(self.admitted, self.url, module, name)
 
     def persistent_load(self, pid: Any) -> Any:
         """Return dtype and name of the storage of a tensor."""
@@ -185,11 +200,11 @@ class _JoblibUnpickler(pickle._Unpickler):
         super().__init__(file)
         stored = type("_Stored", (_OutOfLine,), {"file": file, "url": url})
         self.url = url
-        self.admitted = {**_ADMITTED, ("joblib.numpy_pickle", "NumpyArrayWrapper"): stored}
+        self.admitted = {**ADMITTED, ("joblib.numpy_pickle", "NumpyArrayWrapper"): stored}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a global of the file stands for here."""
-        return _admitted(self.admitted, self.url, module, name)
+        return admitted_global(self.admitted, self.url, module, name)
 
 
 def read_joblib(location: Location, key: str) -> dict[str, Any]:
@@ -217,12 +232,12 @@ def read_joblib(location: Location, key: str) -> dict[str, Any]:
         If it holds something else, or objects that are not admitted.
     """
     url = url_of(location, key)
-    with opened(location, key) as file, _damage_explained(url):
+    with opened(location, key) as file, damage_explained(url):
         plain = inflated(file)
-        whole = _resolved(_JoblibUnpickler(plain, url).load())
+        whole = resolved(_JoblibUnpickler(plain, url).load())
         if plain.read(1):
             raise pickle.UnpicklingError("there is more behind its end")
-    return _dictionary(vars(whole) if isinstance(whole, SimpleNamespace) else whole, url)
+    return as_dictionary(vars(whole) if isinstance(whole, SimpleNamespace) else whole, url)
 
 
 def read_npy(location: Location, key: str) -> dict[str, Any]:
@@ -252,22 +267,22 @@ def read_npy(location: Location, key: str) -> dict[str, Any]:
     """
     url = url_of(location, key)
     with opened(location, key) as file:
-        _check_header(file, url)
-        with _damage_explained(url):
-            whole = _resolved(_Unpickler(file, url, _ADMITTED).load())
+        check_header(file, url)
+        with damage_explained(url):
+            whole = resolved(_Unpickler(file, url, ADMITTED).load())
     if isinstance(whole, np.ndarray) and whole.shape == ():
         whole = whole.item()
-    return _dictionary(whole, url)
+    return as_dictionary(whole, url)
 
 
-def _check_header(file: IO[bytes], url: str) -> None:
+def check_header(file: IO[bytes], url: str) -> None:
     """Read the header of the array; behind it is the pickle."""
     start = file.read(6)
     if start != b"\x93NUMPY":
         found = "is empty" if not start else f"begins with {start!r}"
         raise CorruptStoreError(f"{url} is not a .npy file, it {found}. Fetch it again")
     file.seek(0)
-    with _damage_explained(url):
+    with damage_explained(url):
         readers = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
@@ -315,16 +330,16 @@ def read_pt(location: Location, key: str) -> dict[str, Any]:
             raise CorruptStoreError(
                 f"{url} is not a .pt file of torch 1.6 or later, it {found}. Fetch it again"
             )
-        with _damage_explained(url), zipfile.ZipFile(file) as archive:
-            root = _root(archive)
+        with damage_explained(url), zipfile.ZipFile(file) as archive:
+            root = torch_root(archive)
             stored = io.BytesIO(archive.read(f"{root}/data.pkl"))
-            whole = _Unpickler(stored, url, {**_ADMITTED, **_TORCH}).load()
-            wanted = {k: v for k, v in _dictionary(whole, url).items() if k != UNREAD}
-            found = _resolved(wanted, lambda tensor: _values(archive, root, tensor))
-    return _dictionary(found, url)
+            whole = _Unpickler(stored, url, {**ADMITTED, **TORCH}).load()
+            wanted = {k: v for k, v in as_dictionary(whole, url).items() if k != UNREAD}
+            found = resolved(wanted, lambda tensor: tensor_values(archive, root, tensor))
+    return as_dictionary(found, url)
 
 
-def _root(archive: zipfile.ZipFile) -> str:
+def torch_root(archive: zipfile.ZipFile) -> str:
     """Return the folder inside the file, which has the name it was first saved under."""
     for name in archive.namelist():
         if name.endswith("/data.pkl"):
@@ -332,7 +347,7 @@ def _root(archive: zipfile.ZipFile) -> str:
     raise pickle.UnpicklingError("it has no data.pkl")
 
 
-def _values(archive: zipfile.ZipFile, root: str, tensor: _Tensor) -> np.ndarray:
+def tensor_values(archive: zipfile.ZipFile, root: str, tensor: _Tensor) -> np.ndarray:
     """Read a tensor; numpy checks that it lies within its storage."""
     dtype, name = tensor.storage
     flat = _taken(archive.read(f"{root}/data/{name}"), dtype)
@@ -342,7 +357,7 @@ def _values(archive: zipfile.ZipFile, root: str, tensor: _Tensor) -> np.ndarray:
     return found
 
 
-def _resolved(value: Any, read: Callable[[_Tensor], np.ndarray] | None = None) -> Any:
+def resolved(value: Any, read: Callable[[_Tensor], np.ndarray] | None = None) -> Any:
     """Put arrays in the place of what stands for them, in all containers."""
     if isinstance(value, _Array | _OutOfLine):
         return value.array
@@ -351,22 +366,24 @@ def _resolved(value: Any, read: Callable[[_Tensor], np.ndarray] | None = None) -
     if isinstance(value, _Tensor) and read is not None:
         return read(value)
     if isinstance(value, dict):
-        return {key: _resolved(each, read) for key, each in value.items()}
+        return {key: resolved(each, read) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_resolved(each, read) for each in value)
+        return type(value)(resolved(each, read) for each in value)
     if isinstance(value, SimpleNamespace):
-        return SimpleNamespace(**_resolved(vars(value), read))
+        return SimpleNamespace(**resolved(vars(value), read))
     return value
 
 
-def _dictionary(value: Any, url: str) -> dict[str, Any]:
+def as_dictionary(value: Any, url: str) -> dict[str, Any]:
+    """Return what a file holds, which must be a dictionary."""
     if not isinstance(value, dict):
         raise ModelError(f"{url} holds a {type(value).__name__}, expected a dictionary")
     return value
 
 
 @contextmanager
-def _damage_explained(url: str) -> Iterator[None]:
+def damage_explained(url: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes readers raise into one error that names it."""
     try:
         yield
     except (StoreError, ModelError):
