@@ -23,6 +23,7 @@ from rich.text import Text
 
 import nedx
 from nedx.errors import NedxError, NedxWarning
+from nedx.importing_cli import add_import
 
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 out = Console(**_PLAIN, width=None if sys.stdout.isatty() else 120)
@@ -142,15 +143,6 @@ def _pull(arguments: argparse.Namespace) -> None:
         roi=arguments.roi,
     )
     out.print(str(path))
-
-
-def _import_berg(arguments: argparse.Namespace) -> None:
-    from nedx.sources.berg import import_responses
-
-    names = ("modality", "dataset", "model", "image_set", "subject", "roi")
-    wanted = {name: getattr(arguments, name) for name in names}
-    place = import_responses(arguments.root, arguments.place, **wanted)
-    err.print(f"written to {place.url}")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -339,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--into", type=Path, help="another folder than the cache")
     _quiet(verb)
 
-    _add_import(verbs)
+    add_import(verbs, err.print)
 
     verb = _verb(verbs, "verify", _verify, "check the hashes of a store")
     _place(verb)
@@ -359,22 +351,6 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "demo", _demo, "encode a folder of images, stream a piece, plot it")
     verb.add_argument("--into", type=Path, default=Path("demo"))
     return parser
-
-
-def _add_import(verbs: Any) -> None:
-    formats = verbs.add_parser("import", help="turn published responses into a store")
-    kinds = formats.add_subparsers(metavar="FORMAT", required=True)
-
-    kind = _verb(kinds, "berg", _import_berg, "pre-generated responses of NED (later BERG), HDF5")
-    kind.add_argument("root", help="what holds the folder pregenerated_insilico_neural_responses")
-    kind.add_argument("place", help="where to write the store; begun before, it goes on")
-    kind.add_argument("--modality", required=True, choices=("fmri", "eeg"))
-    kind.add_argument("--dataset", required=True, help="trained on: nsd or things_eeg_2")
-    kind.add_argument("--model", required=True, help="fwrf or vit_b_32")
-    image_sets = ("nsd", "imagenet_val", "things")
-    kind.add_argument("--image-set", required=True, choices=image_sets)
-    kind.add_argument("--subject", type=_words, help="for example 1,2; all by default")
-    kind.add_argument("--roi", help="needed for fMRI, for example V1")
 
 
 def _add_synth(verbs: Any) -> None:

@@ -1,0 +1,205 @@
+"""``nedx import``: published recordings, opened lazily by their source, written as one store.
+
+To add a source, write a function that opens it and add one line to `SOURCES`::
+
+    "name": Source("nedx.sources.module", "open_something", "what it is", (Argument(...), ...))
+
+The function takes the root of the published files (a `Location`) and the arguments by name, reads
+labels only, and returns lazy responses that obey the schema: a Dataset, or a DataTree with a child
+for each subject. What was done to the values is in their attributes. The command line and
+`import_source` know the rest: options, resuming, blocks and verification.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from nedx.errors import SelectionError, close_matches
+from nedx.schema import neuroid_dim, role_dim
+from nedx.store.building import dataset_groups
+from nedx.store.layout import MAX_OBJECTS, Layout, plan_dataset
+from nedx.store.location import Location
+from nedx.store.writing import to_zarr
+
+_CHUNK_BYTES = 2_000_000
+_CHUNK_SAMPLES = 64
+
+
+def words(text: str) -> list[str]:
+    """Read ``1,2`` as two words."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a source is asked for, beside its root.
+
+    Parameters
+    ----------
+    name : str
+        The keyword of its function; ``--name`` in a shell, with dashes for underscores.
+    help : str
+        One line.
+    type : callable
+        Makes the value of a word from the shell: ``str``, ``int``, ``float``, `words`, or
+        ``bool`` for a flag.
+    choices : tuple of str
+        What it may be; empty where anything may.
+    required : bool
+        Whether it must be given.
+    """
+
+    name: str
+    help: str = ""
+    type: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published format.
+
+    Parameters
+    ----------
+    module, function : str
+        What opens it, imported when it is asked for.
+    summary : str
+        What it is, for ``nedx import --help``.
+    arguments : tuple of Argument
+        Of the function.
+    """
+
+    module: str
+    function: str
+    summary: str
+    arguments: tuple[Argument, ...] = ()
+
+    def open(self, root: str | Path | Location, **arguments: Any) -> xr.Dataset | xr.DataTree:
+        """Open the responses lazily; arguments and errors are those of the function."""
+        opener = getattr(importlib.import_module(self.module), self.function)
+        opened: xr.Dataset | xr.DataTree = opener(Location.of(root), **arguments)
+        return opened
+
+
+_SUBJECT = Argument("subject", "for example 1,2; all by default", words)
+
+SOURCES: dict[str, Source] = {
+    "berg": Source(
+        "nedx.sources.berg.responses",
+        "open_responses",
+        "pre-generated responses of NED (later BERG), HDF5",
+        (
+            Argument("modality", choices=("fmri", "eeg"), required=True),
+            Argument("dataset", "trained on: nsd or things_eeg_2", required=True),
+            Argument("model", "fwrf or vit_b_32", required=True),
+            Argument("image_set", choices=("nsd", "imagenet_val", "things"), required=True),
+            _SUBJECT,
+            Argument("roi", "needed for fMRI, for example V1"),
+        ),
+    ),
+}
+"""All sources by the name that ``nedx import`` knows them by."""
+
+
+def import_source(
+    source: str,
+    root: str | Path | Location,
+    out: str | Path | Location,
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+    **arguments: Any,
+) -> Location:
+    """Write published recordings to a store; begun before, it goes on.
+
+    Parameters
+    ----------
+    source : str
+        A name in `SOURCES`, such as ``"nsd"``.
+    root : str, Path or Location
+        The published files: a folder or a bucket.
+    out : str, Path or Location
+        The store. Values keep 10 bits of their mantissa, a relative error of 5e-4. Memory holds
+        two blocks: one that is read, one that is written.
+    overwrite : bool
+        Delete what is at ``out`` first.
+    progress : bool
+        Show a bar.
+    **arguments
+        Of the source.
+
+    Returns
+    -------
+    Location
+        Of the finished store.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such source; names those there are.
+    StoreError, SchemaError
+        If files are missing, damaged or do not belong together. Nothing is left behind of what
+        is found when the files are opened; what breaks later leaves a store that can be resumed.
+    """
+    if source not in SOURCES:
+        raise SelectionError(f"no source is called {source!r}: {close_matches(source, SOURCES)}")
+    opened = SOURCES[source].open(root, **arguments)
+    return to_zarr(
+        opened,
+        out,
+        overwrite=overwrite,
+        resume=not overwrite,
+        layout=aligned_layouts(opened),
+        progress=progress,
+    )
+
+
+def aligned_layouts(ds: xr.Dataset | xr.DataTree) -> dict[str, Layout]:
+    """Choose blocks that hold what one task of a source reads, where that is one session.
+
+    A source whose task reads a whole session, such as a z-score within session, would read it
+    again for each block that holds a part of it.
+
+    Parameters
+    ----------
+    ds : Dataset or DataTree
+        Lazy responses.
+
+    Returns
+    -------
+    dict of str to Layout
+        By group; only of groups whose tasks are all of one length, above that of a chunk.
+    """
+    found: dict[str, Layout] = {}
+    for group, node in dataset_groups(ds).items():
+        layout = _aligned(node) if "response" in node else None
+        if layout is not None:
+            found[group] = layout
+    return found
+
+
+def _aligned(ds: xr.Dataset) -> Layout | None:
+    response = ds["response"]
+    dim = role_dim(response, "trial") or role_dim(response, "stimulus")
+    lengths = dict(zip(response.dims, response.chunks or (), strict=False)).get(dim, ())
+    step = max(lengths, default=0)
+    if step <= _CHUNK_SAMPLES or len(lengths) < 2 or set(lengths[:-1]) != {step}:
+        return None
+    samples = max(n for n in range(1, _CHUNK_SAMPLES + 1) if step % n == 0)
+    neuroid = neuroid_dim(response)
+    rest = response.dtype.itemsize * samples
+    for other, size in response.sizes.items():
+        rest *= 1 if other in (dim, neuroid) else size
+    wide = max(1, min(response.sizes[neuroid], _CHUNK_BYTES // rest))
+    chunks = {"response": {str(dim): samples, str(neuroid): wide}}
+    shards = None
+    if len(lengths) * (step // samples) * -(-response.sizes[neuroid] // wide) > MAX_OBJECTS:
+        shards = {"response": {str(dim): step}}
+    return plan_dataset(ds, chunks=chunks, shards=shards, block=step)
