@@ -1,23 +1,33 @@
-"""Ridge regression in closed form, with a penalty for each target, from streamed Gram matrices.
+"""Ridge regression, exact, with a penalty for each target, from one pass over lazy targets.
 
-Only ``X'X`` and ``X'Y`` of each fold are kept, so memory does not grow with the number of images,
-and no prediction is formed to score a penalty: with ``X'X = V S V'``, ``A = V'X'Y`` of the
-training folds, ``B`` and ``M = V'X'XV`` of the fold held out, and ``d = 1 / (s + alpha)``,
-
-    SSE = y'y - 2 sum_j d_j A_j B_j + (d A)' M (d A).
-
-Hoerl & Kennard 1970 (Technometrics 12:55) for ridge, Golub, Heath & Wahba 1979 (Technometrics
-21:215) for generalised cross-validation.
+The features are decomposed once (`nedx.linear.design`). A pass over the targets, in blocks of
+columns, then keeps sums for each fold from which every penalty is scored (`nedx.linear.moments`);
+where folds are many or features more than samples, residuals are cheaper (`nedx.linear.held_out`).
+Memory does not grow with the number of samples or, through `RidgeSolver.blocks`, of targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nedx.errors import ModelError
+from nedx.compute.devices import resolve_device
+from nedx.errors import ModelError, NedxWarning
+from nedx.linear.design import Design
+from nedx.linear.folds import CrossValidation, fold_numbers
+from nedx.linear.held_out import SampleScorer
+from nedx.linear.moments import FoldScorer, gcv_errors, sum_targets, variance
+from nedx.linear.streaming import Matrix, column_blocks
+
+if TYPE_CHECKING:
+    import torch
+
+MEMORY = 2**28
+"""Bytes that a block of targets may take by default."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +36,15 @@ class RidgeFit:
 
     Attributes
     ----------
-    coef : ndarray of float64, (feature, target)
-        Weights.
+    coef : ndarray (feature, target)
+        Weights; float64 where the targets are, else float32.
     intercept : ndarray of float64, (target,)
         Not penalised.
     alpha : ndarray of float64, (target,)
         The penalty chosen for each target.
     score : ndarray of float64, (alpha, target)
-        Cross-validated R2 (or one minus GCV over the variance) of each penalty.
+        Cross-validated R2 of each penalty: one minus the squared error on the samples held out,
+        or that of generalised cross-validation, over the squared deviation from the mean.
     """
 
     coef: np.ndarray
@@ -42,220 +53,213 @@ class RidgeFit:
     score: np.ndarray
 
 
-@dataclass
-class _Moments:
-    """Sums over the samples of one fold, all about the same origin."""
-
-    gram: np.ndarray
-    cross: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    yy: np.ndarray
-    count: int = 0
-
-    @classmethod
-    def zero(cls, features: int, targets: int) -> _Moments:
-        return cls(
-            np.zeros((features, features)),
-            np.zeros((features, targets)),
-            np.zeros(features),
-            np.zeros(targets),
-            np.zeros(targets),
-        )
-
-    def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.gram += x.T @ x
-        self.cross += x.T @ y
-        self.x += x.sum(0)
-        self.y += y.sum(0)
-        self.yy += (y * y).sum(0)
-        self.count += len(x)
-
-    def without(self, other: _Moments) -> _Moments:
-        return _Moments(
-            self.gram - other.gram,
-            self.cross - other.cross,
-            self.x - other.x,
-            self.y - other.y,
-            self.yy - other.yy,
-            self.count - other.count,
-        )
-
-    def about(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return X'X, X'Y and the diagonal of Y'Y about another origin."""
-        n = self.count
-        gram = self.gram - np.outer(self.x, x) - np.outer(x, self.x) + n * np.outer(x, x)
-        cross = self.cross - np.outer(self.x, y) - np.outer(x, self.y) + n * np.outer(x, y)
-        return gram, cross, self.yy - 2 * self.y * y + n * y * y
-
-
-class RidgeGram:
-    """Accumulates what ridge needs to know of the data, chunk by chunk.
+def fit_ridge(
+    x: Any,
+    y: Any,
+    alphas: Sequence[float],
+    cv: CrossValidation = 5,
+    *,
+    groups: np.ndarray | None = None,
+    per_target: bool = True,
+    device: str = "auto",
+    memory: int = MEMORY,
+) -> RidgeFit:
+    """Choose a penalty for each target by cross-validation and fit with it.
 
     Parameters
     ----------
-    features, targets : int
-        Columns of X and of Y.
-    folds : int
-        Folds of the cross-validation; 1 for generalised cross-validation.
-    """
-
-    def __init__(self, features: int, targets: int, folds: int = 5):
-        if folds < 1:
-            raise ModelError(
-                f"folds is {folds}; type cv=5, or cv=1 for generalised cross-validation"
-            )
-        self._folds = [_Moments.zero(features, targets) for _ in range(folds)]
-        self._origin: tuple[np.ndarray, np.ndarray] | None = None
-
-    def add(self, x: np.ndarray, y: np.ndarray, fold: int | np.ndarray = 0) -> None:
-        """Add samples.
-
-        Parameters
-        ----------
-        x : ndarray (sample, feature)
-            Summed in float64.
-        y : ndarray (sample, target)
-            Responses.
-        fold : int or ndarray of int, (sample,)
-            The fold each sample belongs to.
-
-        Raises
-        ------
-        ModelError
-            If a value is not finite.
-        """
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        for name, values in (("features", x), ("responses", y)):
-            if not np.isfinite(values).all():
-                bad = np.flatnonzero(~np.isfinite(values).all(1))[:5]
-                raise ModelError(
-                    f"{name} hold NaN or infinity, first in samples {bad.tolist()}: drop these, "
-                    "or average over the repetitions that are there"
-                )
-        if self._origin is None:
-            # Sums about a point near the mean lose no digits when the mean is taken away.
-            self._origin = x.mean(0), y.mean(0)
-        x, y = x - self._origin[0], y - self._origin[1]
-        which = np.broadcast_to(fold, len(x))
-        for index in np.unique(which):
-            self._folds[index].add(x[which == index], y[which == index])
-
-    def solve(self, alphas: Sequence[float]) -> RidgeFit:
-        """Choose a penalty for each target and fit with it.
-
-        Parameters
-        ----------
-        alphas : sequence of float
-            Penalties, as in scikit-learn's ``Ridge``: ``|Y - XB|^2 + alpha |B|^2``.
-
-        Returns
-        -------
-        RidgeFit
-
-        Raises
-        ------
-        ModelError
-            If there are no data, a fold is empty, or a penalty is not positive.
-        """
-        penalties = np.asarray(alphas, np.float64)
-        if penalties.ndim != 1 or not penalties.size or not (penalties > 0).all():
-            raise ModelError(f"alphas are {alphas!r}; expected one or more positive numbers")
-        counts = [fold.count for fold in self._folds]
-        if self._origin is None or min(counts) < 1 or sum(counts) < 2:
-            raise ModelError(f"the folds hold {counts} samples; each needs one: type a smaller cv")
-        total = _Moments.zero(*self._folds[0].cross.shape)
-        for fold in self._folds:
-            total = _sum(total, fold)
-        mean_x, mean_y = total.x / total.count, total.y / total.count
-        gram, cross, variance = total.about(mean_x, mean_y)
-        values, vectors = _eigh(gram)
-        rotated = vectors.T @ cross
-        if len(self._folds) == 1:
-            errors = _gcv(values, rotated, variance, penalties, total.count)
-        else:
-            each = [_fold_errors(total, fold, penalties) for fold in self._folds]
-            errors = np.sum(each, axis=0)
-        score = 1 - errors / np.where(variance > 0, variance, 1)
-        best = score.argmax(0)
-        alpha = penalties[best]
-        coef = vectors @ (rotated / (values[:, None] + alpha))
-        origin_x, origin_y = self._origin
-        intercept = origin_y + mean_y - (origin_x + mean_x) @ coef
-        return RidgeFit(coef, intercept, alpha, score)
-
-
-def fit_ridge(x: np.ndarray, y: np.ndarray, alphas: Sequence[float], folds: int = 5) -> RidgeFit:
-    """Fit a ridge to arrays that lie in memory.
-
-    Parameters
-    ----------
-    x : ndarray (sample, feature)
+    x : ndarray or dask array, (sample, feature)
         Features.
-    y : ndarray (sample, target)
-        Responses.
+    y : ndarray or dask array, (sample, target)
+        Responses, read once, block by block.
     alphas : sequence of float
-        Penalties to choose from.
-    folds : int
-        Contiguous folds; 1 for generalised cross-validation.
+        Penalties, as in scikit-learn's ``Ridge``: ``|Y - XB|^2 + alpha |B|^2``.
+    cv : int, "loo", "gcv" or ndarray of int (sample,)
+        As `nedx.linear.folds.fold_numbers` takes it.
+    groups : ndarray (sample,), optional
+        What must not be split across folds.
+    per_target : bool
+        A penalty for each target, or the one that is best for their mean R2.
+    device : str
+        Where to compute.
+    memory : int
+        Bytes that a block of targets may take.
 
     Returns
     -------
     RidgeFit
+
+    Raises
+    ------
+    ModelError
+        If shapes differ, values are not finite, or folds or penalties cannot be.
+
+    Warns
+    -----
+    NedxWarning
+        If scores still rise at the edge of the penalties.
     """
-    gram = RidgeGram(x.shape[1], y.shape[1], folds)
-    gram.add(x, y, contiguous_folds(len(x), folds))
-    return gram.solve(alphas)
-
-
-def contiguous_folds(samples: int, folds: int) -> np.ndarray:
-    """Return the fold of each sample, as scikit-learn's ``KFold`` without shuffling.
-
-    Returns
-    -------
-    ndarray of int64, (sample,)
-    """
-    return np.concatenate(
-        [np.full(len(part), i) for i, part in enumerate(np.array_split(np.arange(samples), folds))]
+    solver = RidgeSolver(x, alphas, cv, groups=groups, y_dtype=_dtype(y), device=device)
+    parts = list(solver.blocks(y, per_target=per_target, memory=memory))
+    return RidgeFit(
+        *(np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(RidgeFit))
     )
 
 
-def _sum(a: _Moments, b: _Moments) -> _Moments:
-    return _Moments(
-        a.gram + b.gram, a.cross + b.cross, a.x + b.x, a.y + b.y, a.yy + b.yy, a.count + b.count
-    )
+class RidgeSolver:
+    """A ridge whose features are decomposed, for targets that come in blocks or later.
+
+    Parameters
+    ----------
+    x, alphas, cv, groups, device
+        As `fit_ridge` takes them.
+    y_dtype : numpy dtype
+        float64 computes in float64, all else in float32.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        alphas: Sequence[float],
+        cv: CrossValidation = 5,
+        *,
+        groups: np.ndarray | None = None,
+        y_dtype: Any = np.float32,
+        device: str = "auto",
+    ):
+        import torch
+
+        self.alphas = _penalties(alphas)
+        samples = len(x)
+        self.folds = fold_numbers(samples, cv, groups)
+        self.device = resolve_device(device)
+        self.dtype = np.dtype(np.float64 if np.dtype(y_dtype) == np.float64 else np.float32)
+        self.design = Design(x, self.dtype, self.device)
+        penalties = torch.from_numpy(self.alphas).to(self.device)
+        self._penalties = penalties
+        self._samples: SampleScorer | None = None
+        self._folds: list[FoldScorer] = []
+        if self.folds is None:
+            return
+        counts = np.bincount(self.folds)
+        if self._by_sample(counts):
+            self._samples = SampleScorer(self.design, self.folds, penalties)
+        else:
+            members = (np.flatnonzero(self.folds == fold) for fold in range(len(counts)))
+            self._folds = [FoldScorer(self.design, held, penalties) for held in members]
+
+    def blocks(
+        self, y: Any, *, per_target: bool = True, memory: int = MEMORY
+    ) -> Iterator[RidgeFit]:
+        """Fit block after block of targets.
+
+        Yields
+        ------
+        RidgeFit
+            Of the next targets, in order.
+        """
+        targets = Matrix(y, "responses", self.dtype, self.device)
+        if targets.shape[0] != self.design.samples:
+            raise ModelError(
+                f"features have {self.design.samples} samples, responses {targets.shape[0]}"
+            )
+        blocks = list(column_blocks(targets, self._width(memory)))
+        chosen = None if per_target else self._shared(targets, blocks)
+        edge = _Edge(self.alphas)
+        for block in blocks:
+            fit = self._fit(targets.columns(block), chosen)
+            edge.look(fit.score)
+            yield fit
+        edge.warn()
+
+    def _shared(self, targets: Matrix, blocks: list[slice]) -> int:
+        """Return the penalty that is best for the mean R2 of all targets."""
+        total = np.zeros(len(self.alphas))
+        for block in blocks:
+            total += self._scored(targets.columns(block))[0].cpu().numpy().sum(1)
+        return int(total.argmax())
+
+    def _fit(self, targets: Matrix, chosen: int | None) -> RidgeFit:
+        import torch
+
+        score, cross, mean = self._scored(targets)
+        best = score.argmax(0) if chosen is None else torch.full_like(score[0], chosen).long()
+        values = self.design.values
+        shrinkage = (values / (values + self._penalties[:, None])).to(cross.dtype)
+        coef = self.design.to_weights.to(cross.dtype) @ (shrinkage[best].T * cross)
+        intercept = mean - self.design.mean @ coef.double()
+        alpha = self.alphas[best.cpu().numpy()]
+        return RidgeFit(coef.cpu().numpy(), intercept.cpu().numpy(), alpha, score.cpu().numpy())
+
+    def _scored(self, targets: Matrix) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return R2 (alpha, target), U'Y (axis, target) and the means (target,)."""
+        import torch
+
+        if self._samples is not None:
+            errors, cross, mean, spread = self._samples.errors(targets)
+        else:
+            sums = sum_targets(self.design, targets, self.folds)
+            cross, spread = sums.cross.sum(0), variance(sums, self.design.samples)
+            mean = sums.origin + sums.y.sum(0) / self.design.samples
+            if self.folds is None:
+                errors = gcv_errors(self.design, sums, self._penalties)
+            else:
+                each = [fold.errors(sums, i) for i, fold in enumerate(self._folds)]
+                errors = torch.stack(each).sum(0)
+        return 1 - errors / spread.where(spread > 0, spread.new_ones(())), cross, mean
+
+    def _by_sample(self, counts: np.ndarray) -> bool:
+        """Say whether residuals take fewer operations for each target than sums."""
+        axes, samples, penalties = len(self.design.values), self.design.samples, len(self.alphas)
+        sums = 2 * samples * axes + len(counts) * (4 + penalties) * axes**2
+        products = 2 * samples * axes + 2 * (counts.astype(float) ** 2).sum()
+        return bool(2 * samples * axes + penalties * products < sums)
+
+    def _width(self, memory: int) -> int:
+        kept = 4 if self.folds is None else 6 + len(self._folds)
+        each = kept * len(self.design.values) + self.design.features
+        if self._samples is not None:
+            each += 4 * self.design.samples
+        return max(64, memory // (each * self.dtype.itemsize))
 
 
-def _eigh(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return eigenvalues, not below zero, and eigenvectors in columns."""
-    values, vectors = np.linalg.eigh(gram)
-    return np.clip(values, 0, None), vectors
+class _Edge:
+    """Counts targets whose score still rises where the penalties end."""
+
+    def __init__(self, alphas: np.ndarray):
+        self.alphas, self.order = alphas, np.argsort(alphas)
+        self.rising = np.zeros(2, int)
+        self.predicted = 0
+
+    def look(self, score: np.ndarray) -> None:
+        if len(self.alphas) < 2:
+            return
+        ordered = score[self.order]
+        worth = ordered.max(0) > 0
+        self.predicted += int(worth.sum())
+        for i, (end, beside) in enumerate(((0, 1), (-1, -2))):
+            rises = (ordered[end] == ordered.max(0)) & (ordered[end] > ordered[beside] + 1e-3)
+            self.rising[i] += int((rises & worth).sum())
+
+    def warn(self) -> None:
+        for count, end, word in zip(
+            self.rising, self.order[[0, -1]], ("smaller", "larger"), strict=True
+        ):
+            if count > 0.1 * self.predicted:
+                warnings.warn(
+                    f"{count} of {self.predicted} predicted targets are best at the end of the "
+                    f"penalties, {self.alphas[end]:g}, and still improve there: add {word} alphas",
+                    NedxWarning,
+                    stacklevel=4,
+                )
 
 
-def _fold_errors(total: _Moments, held: _Moments, penalties: np.ndarray) -> np.ndarray:
-    """Return the squared error (alpha, target) on a fold of the fit to the others."""
-    train = total.without(held)
-    mean_x, mean_y = train.x / train.count, train.y / train.count
-    gram, cross, _ = train.about(mean_x, mean_y)
-    values, vectors = _eigh(gram)
-    fitted = vectors.T @ cross
-    held_gram, held_cross, held_variance = held.about(mean_x, mean_y)
-    product = vectors.T @ held_cross
-    inner = vectors.T @ held_gram @ vectors
-    errors = np.empty((len(penalties), len(held_variance)))
-    for i, penalty in enumerate(penalties):
-        shrunk = fitted / (values + penalty)[:, None]
-        errors[i] = held_variance + (shrunk * (inner @ shrunk - 2 * product)).sum(0)
-    return errors
+def _penalties(alphas: Sequence[float]) -> np.ndarray:
+    penalties = np.asarray(alphas, np.float64)
+    if penalties.ndim != 1 or not penalties.size or not (penalties > 0).all():
+        raise ModelError(f"alphas are {alphas!r}; expected one or more positive numbers")
+    return penalties
 
 
-def _gcv(
-    values: np.ndarray, rotated: np.ndarray, variance: np.ndarray, penalties: np.ndarray, count: int
-) -> np.ndarray:
-    """Return the generalised cross-validation error (alpha, target), as a sum over samples."""
-    inverse = 1 / (values + penalties[:, None])
-    error = variance - (2 * inverse - values * inverse**2) @ rotated**2
-    freedom = 1 + (values * inverse).sum(1)
-    # With as many parameters as samples nothing is left to judge by.
-    left = np.maximum(1 - freedom / count, 1e-12)
-    return error / left[:, None] ** 2
+def _dtype(y: Any) -> Any:
+    return getattr(y, "dtype", None) or np.asarray(y).dtype

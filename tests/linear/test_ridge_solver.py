@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dask.array as da
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
-from nedx.errors import ModelError
+from nedx.errors import ModelError, NedxWarning
+from nedx.linear.folds import fold_numbers
 from nedx.linear.pca import fit_pca
-from nedx.linear.ridge import RidgeGram, contiguous_folds, fit_ridge
+from nedx.linear.ridge import RidgeSolver, fit_ridge
 
 ALPHAS = np.logspace(-1, 4, 7)
 
 
 @pytest.fixture
 def data():
+    return samples()
+
+
+def samples():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(103, 12)) * np.linspace(1, 5, 12) + 30
     y = x @ rng.normal(size=(12, 5)) + rng.normal(size=(103, 5)) * [0.1, 3, 30, 100, 300] - 7
@@ -50,7 +58,7 @@ def test_scores_and_weights_are_those_of_scikit_learn(data, folds):
 def test_gcv_is_its_definition_with_the_hat_matrix(data):
     x, y = data
     n = len(x)
-    fit = fit_ridge(x, y, ALPHAS, folds=1)
+    fit = fit_ridge(x, y, ALPHAS, cv="gcv")
     centred = x - x.mean(0)
     for i, alpha in enumerate(ALPHAS):
         hat = centred @ np.linalg.solve(centred.T @ centred + alpha * np.eye(12), centred.T) + 1 / n
@@ -59,17 +67,118 @@ def test_gcv_is_its_definition_with_the_hat_matrix(data):
         np.testing.assert_allclose(fit.score[i], expected, atol=1e-9)
 
 
-def test_chunks_do_not_matter(data):
-    x, y = data
-    whole = fit_ridge(x, y, ALPHAS)
-    folds = contiguous_folds(len(x), 5)
-    gram = RidgeGram(12, 5, folds=5)
-    for start in range(0, len(x), 17):
-        part = slice(start, start + 17)
-        gram.add(x[part], y[part], folds[part])
-    pieces = gram.solve(ALPHAS)
+@pytest.mark.parametrize("cv", [5, "gcv", "loo"])
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(1, 60), columns=st.integers(1, 5), memory=st.integers(1, 2**16))
+def test_chunks_do_not_matter(cv, rows, columns, memory):
+    x, y = samples()
+    whole = fit_ridge(x, y, ALPHAS, cv)
+    lazy = da.from_array(y, chunks=(rows, columns))
+    pieces = fit_ridge(da.from_array(x, chunks=(rows, 5)), lazy, ALPHAS, cv, memory=memory)
     np.testing.assert_allclose(pieces.coef, whole.coef, rtol=1e-8, atol=1e-10)
     np.testing.assert_array_equal(pieces.alpha, whole.alpha)
+
+
+def test_each_chunk_of_responses_is_read_once():
+    x, y = samples()
+    read = []
+
+    def chunk(block_info=None):
+        where = block_info[None]["array-location"]
+        read.append(tuple(where))
+        return y[tuple(slice(*each) for each in where)]
+
+    chunks = da.core.normalize_chunks((20, 2), y.shape)
+    lazy = da.map_blocks(chunk, chunks=chunks, dtype=float, meta=np.empty((0, 0)))
+    fit_ridge(x, lazy, ALPHAS)
+    assert len(read) == len(set(read)) == 6 * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*at the end of the penalties")
+@pytest.mark.parametrize("shape", [(40, 6), (24, 60), (60, 59)])
+@pytest.mark.parametrize("cv", ["loo", 12, 3])
+def test_residuals_and_sums_give_the_errors_of_refitting(shape, cv):
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=shape) + 3
+    y = x @ rng.normal(size=(shape[1], 4)) + rng.normal(size=(shape[0], 4)) * [0.1, 2, 5, 20]
+    fit = fit_ridge(x, y, ALPHAS, cv)
+    expected = brute_scores(x, y, shape[0] if cv == "loo" else cv)
+    np.testing.assert_allclose(fit.score, expected, atol=1e-8)
+    for target, alpha in enumerate(fit.alpha):
+        reference = Ridge(alpha).fit(x, y[:, target])
+        np.testing.assert_allclose(fit.coef[:, target], reference.coef_, rtol=1e-6, atol=1e-9)
+
+
+def test_leave_one_out_is_that_of_scikit_learn():
+    x, y = samples()
+    ours = fit_ridge(x, y, ALPHAS, "loo")
+    theirs = RidgeCV(ALPHAS, alpha_per_target=True).fit(x, y)
+    np.testing.assert_array_equal(ours.alpha, theirs.alpha_)
+    np.testing.assert_allclose(ours.coef.T, theirs.coef_, rtol=1e-7, atol=1e-9)
+
+
+def test_single_precision_keeps_choice_and_prediction():
+    x, y = samples()
+    exact = fit_ridge(x, y, ALPHAS)
+    single = fit_ridge(x.astype("f4"), y.astype("f4"), ALPHAS)
+    assert single.coef.dtype == np.float32
+    np.testing.assert_array_equal(single.alpha, exact.alpha)
+    predicted = x @ exact.coef + exact.intercept
+    np.testing.assert_allclose(
+        x @ single.coef + single.intercept, predicted, atol=1e-5 * np.abs(predicted).max()
+    )
+
+
+def test_many_penalties_in_single_precision():
+    rng = np.random.default_rng(5)
+    x = (rng.normal(size=(300, 40)) * np.arange(1, 41) ** -0.7).astype("f4")
+    y = (x @ rng.normal(size=(40, 30)) + rng.normal(size=(300, 30)) * np.arange(30)).astype("f4")
+    alphas = np.logspace(-2, 5, 81)
+    many = fit_ridge(x, y, alphas)
+    exact = fit_ridge(x, y.astype(float), alphas)
+    np.testing.assert_allclose(many.score, exact.score, atol=2e-6)
+
+
+def test_one_penalty_for_all_targets(data):
+    x, y = data
+    fit = fit_ridge(x, y, ALPHAS, per_target=False)
+    best = ALPHAS[brute_scores(x, y, 5).mean(1).argmax()]
+    assert set(fit.alpha) == {best}
+    np.testing.assert_allclose(fit.coef.T, Ridge(best).fit(x, y).coef_, rtol=1e-7, atol=1e-9)
+
+
+def test_a_solver_serves_targets_that_come_later():
+    x, y = samples()
+    solver = RidgeSolver(x, ALPHAS, y_dtype=float)
+    for some in (slice(0, 2), slice(2, 5)):
+        (fit,) = solver.blocks(y[:, some])
+        np.testing.assert_allclose(fit.coef, fit_ridge(x, y[:, some], ALPHAS).coef, rtol=1e-9)
+
+
+def test_groups_stay_together():
+    groups = np.repeat(np.arange(10), 3)
+    folds = fold_numbers(30, 4, groups)
+    assert len(np.unique(folds)) == 4
+    assert all(len(set(folds[groups == group])) == 1 for group in range(10))
+    split = folds.copy()
+    split[[9, 12]] += 1
+    with pytest.raises(ModelError, match="2 groups are split across folds"):
+        fold_numbers(30, split, groups)
+    with pytest.raises(ModelError, match="10 groups cannot fill 11 folds"):
+        fold_numbers(30, 11, groups)
+    with pytest.raises(ModelError, match="would split groups"):
+        fold_numbers(30, "loo", groups)
+
+
+def test_penalties_that_end_too_early_are_pointed_out(data):
+    x, y = data
+    with pytest.warns(NedxWarning, match=r"best at the end of the penalties, 3000, .*smaller"):
+        fit_ridge(x, y, [3e3, 1e6])
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(100, 60))
+    noisy = wide @ rng.normal(size=(60, 3)) + 4 * rng.normal(size=(100, 3))
+    with pytest.warns(NedxWarning, match="3 of 3 .*larger alphas"):
+        fit_ridge(wide, noisy, [0.1, 10])
 
 
 def test_more_features_than_samples():
@@ -88,7 +197,7 @@ def test_bad_data_are_named(data):
     with pytest.raises(ModelError, match="positive"):
         fit_ridge(x, data[1], [0.0])
     with pytest.raises(ModelError, match="smaller cv"):
-        fit_ridge(x[:3], data[1][:3], ALPHAS, folds=5)
+        fit_ridge(x[:3], data[1][:3], ALPHAS, cv=5)
 
 
 @pytest.mark.parametrize("shape", [(40, 300), (200, 30)])
