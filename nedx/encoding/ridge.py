@@ -14,6 +14,7 @@ from nedx.backbones.recipe import BackboneRecipe
 from nedx.encoding.model import LinearEncoder
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.errors import ModelError, close_matches
+from nedx.linear.folds import CrossValidation
 from nedx.linear.pca import fit_pca
 from nedx.linear.ridge import fit_ridge
 from nedx.schema import role_dim, sample_dim
@@ -44,8 +45,8 @@ class RidgeEncoder:
         Principal components; fewer where there are fewer images or features.
     alphas : sequence of float
         Penalties tried, on the scale of scikit-learn's ``Ridge``.
-    cv : int
-        Contiguous folds; 1 for generalised cross-validation.
+    cv : int, str or ndarray
+        Contiguous folds; or "loo", "gcv", the fold of each image, as `fit_ridge` takes it.
 
     Attributes
     ----------
@@ -73,7 +74,7 @@ class RidgeEncoder:
         pooling: str | None = None,
         n_components: int = 300,
         alphas: Sequence[float] = ALPHAS,
-        cv: int = 5,
+        cv: CrossValidation = 5,
     ):
         self.backbone = backbone
         self.layers = layers

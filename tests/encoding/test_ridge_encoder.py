@@ -55,8 +55,8 @@ def test_images_are_paired_by_name_not_by_place(arrays, tmp_path):
     x, y = arrays
     stimuli, responses = labelled(x, y)
     shuffled = np.random.default_rng(1).permutation(60)
-    whole = RidgeEncoder(RECIPE, n_components=5, cv=1).fit(x[:60], y[:60])
-    paired = RidgeEncoder(RECIPE, n_components=5, cv=1).fit(stimuli, responses.isel(image=shuffled))
+    whole = RidgeEncoder(RECIPE, n_components=5, cv="gcv").fit(x[:60], y[:60])
+    paired = RidgeEncoder(RECIPE, n_components=5, cv="gcv").fit(stimuli, responses.isel(image=shuffled))
     np.testing.assert_allclose(paired.predict(x[60:]), whole.predict(x[60:]), atol=1e-3)
     assert paired.model_.recipe.units == "Hz"
     assert paired.model_.recipe.training_source == "synthetic"
@@ -80,11 +80,11 @@ def test_repetitions_and_trials_of_an_image_are_averaged(arrays):
         coords={"image_id": ("trial", np.repeat(responses["image_id"].values, 2))},
     )
     fits = [
-        RidgeEncoder(RECIPE, n_components=5, cv=1).fit(stimuli, given).predict(x)
+        RidgeEncoder(RECIPE, n_components=5, cv="gcv").fit(stimuli, given).predict(x)
         for given in (responses.assign(response=repeated.response.mean("repetition")), repeated)
     ]
     np.testing.assert_allclose(fits[1], fits[0], atol=1e-5)
-    by_trial = RidgeEncoder(RECIPE, n_components=5, cv=1).fit(stimuli, trials).predict(x)
+    by_trial = RidgeEncoder(RECIPE, n_components=5, cv="gcv").fit(stimuli, trials).predict(x)
     np.testing.assert_allclose(by_trial, fits[0], atol=1e-3)
 
 
@@ -93,7 +93,7 @@ def test_subjects_on_one_grid_share_a_projection(arrays):
     stimuli, responses = labelled(x, y)
     both = xr.concat([responses.response, 2 * responses.response], "subject").to_dataset()
     both = both.assign_coords(subject=np.array(["sub-01", "sub-02"], dtype=object))
-    encoder = RidgeEncoder(RECIPE, n_components=5, cv=1).fit(stimuli, both)
+    encoder = RidgeEncoder(RECIPE, n_components=5, cv="gcv").fit(stimuli, both)
     assert encoder.alpha_.shape == (2, 3)
     predicted = encoder.predict(x)
     assert predicted.shape == (80, 2, 3)
