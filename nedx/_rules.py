@@ -37,7 +37,7 @@ UNITS = {
     "ieeg": ("uV", "1"),
     "ephys": ("Hz", "1"),
 }
-NORMALIZATIONS = ("zscore", "dff")
+NORMALIZATIONS = ("zscore", "whitened", "dff")
 SCOPES = ("session", "run", "train", "baseline")
 
 UNIT_SPELLINGS = {
@@ -362,11 +362,12 @@ def _units(name: str, attrs: dict[str, Any], modality: str | None) -> Iterator[s
                 f"{name!r} has units '1' and normalization {attrs.get('normalization')!r}; it "
                 f"needs {_one_of(NORMALIZATIONS)}"
             )
-        elif units == "1" and attrs["normalization"] == "zscore":
+        elif units == "1" and attrs["normalization"] in ("zscore", "whitened"):
             scope = attrs.get("normalization_scope")
             if scope not in SCOPES:
+                done = "z-scored" if attrs["normalization"] == "zscore" else "whitened"
                 yield (
-                    f"{name!r} is z-scored with normalization_scope {scope!r}; it needs "
+                    f"{name!r} is {done} with normalization_scope {scope!r}; it needs "
                     f"{_one_of(SCOPES)}"
                 )
         return

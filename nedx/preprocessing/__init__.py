@@ -1,0 +1,1 @@
+"""Preparing recordings: epochs, whitening, z-scores, repetitions, and published recipes."""
