@@ -41,6 +41,10 @@ class ModelError(NedxError, ValueError):
     """A model that cannot be loaded, or does not fit the data it is given."""
 
 
+class SourceError(NedxError, ValueError):
+    """Published recordings that lack something, or whose files do not belong together."""
+
+
 class StoreError(NedxError, OSError):
     """A Zarr store that cannot be opened, read or written."""
 

@@ -144,7 +144,7 @@ def import_source(
     ------
     SelectionError
         If there is no such source; names those there are.
-    StoreError, SchemaError
+    StoreError, SourceError
         If files are missing, damaged or do not belong together. Nothing is left behind of what
         is found when the files are opened; what breaks later leaves a store that can be resumed.
     """
@@ -190,7 +190,7 @@ def _aligned(ds: xr.Dataset) -> Layout | None:
     dim = role_dim(response, "trial") or role_dim(response, "stimulus")
     lengths = dict(zip(response.dims, response.chunks or (), strict=False)).get(dim, ())
     step = max(lengths, default=0)
-    if step <= _CHUNK_SAMPLES or len(lengths) < 2 or set(lengths[:-1]) != {step}:
+    if "session" not in ds.coords or step <= _CHUNK_SAMPLES or set(lengths[:-1]) - {step}:
         return None
     samples = max(n for n in range(1, _CHUNK_SAMPLES + 1) if step % n == 0)
     neuroid = neuroid_dim(response)
