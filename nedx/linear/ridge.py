@@ -18,6 +18,7 @@ import numpy as np
 from nedx.compute.devices import resolve_device
 from nedx.errors import ModelError, NedxWarning
 from nedx.linear.design import Design
+from nedx.linear.distributing import in_order
 from nedx.linear.folds import CrossValidation, fold_numbers
 from nedx.linear.held_out import SampleScorer
 from nedx.linear.moments import FoldScorer, gcv_errors, sum_targets, variance
@@ -151,7 +152,7 @@ class RidgeSolver:
     def blocks(
         self, y: Any, *, per_target: bool = True, memory: int = MEMORY
     ) -> Iterator[RidgeFit]:
-        """Fit block after block of targets.
+        """Fit block after block of targets, each a task where a dask cluster is at hand.
 
         Yields
         ------
@@ -164,22 +165,23 @@ class RidgeSolver:
                 f"features have {self.design.samples} samples, responses {targets.shape[0]}"
             )
         blocks = list(column_blocks(targets, self._width(memory)))
-        chosen = None if per_target else self._shared(targets, blocks)
+        columns = [targets.columns(block) for block in blocks]
+        chosen = None
+        if not per_target:
+            scores = in_order(RidgeSolver._score, self, columns)
+            chosen = int(np.sum(list(scores), axis=0).argmax())
         edge = _Edge(self.alphas)
-        for block in blocks:
-            fit = self._fit(targets.columns(block), chosen)
+        for fit in in_order(RidgeSolver._fit, self, columns, chosen):
             edge.look(fit.score)
             yield fit
         edge.warn()
 
-    def _shared(self, targets: Matrix, blocks: list[slice]) -> int:
-        """Return the penalty that is best for the mean R2 of all targets."""
-        total = np.zeros(len(self.alphas))
-        for block in blocks:
-            total += self._scored(targets.columns(block))[0].cpu().numpy().sum(1)
-        return int(total.argmax())
+    def _score(self, targets: Matrix) -> np.ndarray:
+        """Return R2 summed over targets, (alpha,)."""
+        summed: np.ndarray = self._scored(targets)[0].sum(1).cpu().numpy()
+        return summed
 
-    def _fit(self, targets: Matrix, chosen: int | None) -> RidgeFit:
+    def _fit(self, targets: Matrix, chosen: int | None = None) -> RidgeFit:
         import torch
 
         score, cross, mean = self._scored(targets)

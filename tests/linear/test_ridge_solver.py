@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dask.array as da
+import distributed
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
@@ -16,6 +18,7 @@ from nedx.errors import ModelError, NedxWarning
 from nedx.linear.folds import fold_numbers
 from nedx.linear.pca import fit_pca
 from nedx.linear.ridge import RidgeSolver, fit_ridge
+from nedx.synthesis.clusters import local_cluster
 
 ALPHAS = np.logspace(-1, 4, 7)
 
@@ -77,6 +80,23 @@ def test_chunks_do_not_matter(cv, rows, columns, memory):
     pieces = fit_ridge(da.from_array(x, chunks=(rows, 5)), lazy, ALPHAS, cv, memory=memory)
     np.testing.assert_allclose(pieces.coef, whole.coef, rtol=1e-8, atol=1e-10)
     np.testing.assert_array_equal(pieces.alpha, whole.alpha)
+
+
+def test_a_cluster_fits_blocks_where_their_chunks_are_read(tmp_path):
+    x, few = samples()
+    y = np.tile(few, 40)
+    zarr.save_array(tmp_path / "y.zarr", y)
+    lazy = da.from_zarr(tmp_path / "y.zarr", chunks=(40, 50))
+    here = fit_ridge(x, few, ALPHAS, per_target=False)
+    with local_cluster(2):
+        with distributed.get_task_stream() as stream:
+            there = fit_ridge(x, lazy, ALPHAS, per_target=False, memory=1)
+        tasks = [task for task in stream.data if "_there" in str(task["key"])]
+    np.testing.assert_allclose(there.coef, np.tile(here.coef, 40), rtol=1e-9)
+    np.testing.assert_array_equal(there.alpha, np.tile(here.alpha, 40))
+    # Each of the four blocks twice: to choose the shared penalty, and to fit with it.
+    assert len(tasks) == 8
+    assert len({task["worker"] for task in tasks}) == 2
 
 
 def test_each_chunk_of_responses_is_read_once():
