@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from nedx.catalog.pulling import pull
     from nedx.catalog.resolving import open
     from nedx.encoding.encode import encode
+    from nedx.encoding.estimators.ols import OLSEncoder
+    from nedx.encoding.estimators.ridge import RidgeEncoder
     from nedx.encoding.features import encode_features
     from nedx.encoding.model import LinearEncoder, load_model
-    from nedx.encoding.ridge import RidgeEncoder
     from nedx.metrics.noise_ceiling import score
     from nedx.schema import parse, validate
     from nedx.stimuli import open_images
@@ -34,7 +35,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "LinearEncoder": "nedx.encoding.model",
-    "RidgeEncoder": "nedx.encoding.ridge",
+    "OLSEncoder": "nedx.encoding.estimators.ols",
+    "RidgeEncoder": "nedx.encoding.estimators.ridge",
     "cite": "nedx.by_name",
     "describe": "nedx.catalog.listing",
     "encode": "nedx.encoding.encode",
@@ -57,6 +59,7 @@ _MODULES = {
 
 __all__ = [
     "LinearEncoder",
+    "OLSEncoder",
     "RidgeEncoder",
     "__version__",
     "cite",

@@ -8,12 +8,10 @@ from nedx.encoding.encode import encode
 from nedx.encoding.features import encode_features
 from nedx.encoding.model import LinearEncoder, load_model
 from nedx.encoding.recipe import EncoderRecipe
-from nedx.encoding.ridge import RidgeEncoder
 
 __all__ = [
     "EncoderRecipe",
     "LinearEncoder",
-    "RidgeEncoder",
     "encode",
     "encode_features",
     "load_model",

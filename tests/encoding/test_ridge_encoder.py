@@ -12,8 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nedx.backbones import BackboneRecipe
+from nedx.encoding.estimators.ridge import RidgeEncoder
 from nedx.encoding.model import load_model
-from nedx.encoding.ridge import RidgeEncoder
 from nedx.errors import ModelError
 
 RECIPE = BackboneRecipe(name="squeezenet1_1", layers=("fire6",), seed=0)
@@ -56,7 +56,9 @@ def test_images_are_paired_by_name_not_by_place(arrays, tmp_path):
     stimuli, responses = labelled(x, y)
     shuffled = np.random.default_rng(1).permutation(60)
     whole = RidgeEncoder(RECIPE, n_components=5, cv="gcv").fit(x[:60], y[:60])
-    paired = RidgeEncoder(RECIPE, n_components=5, cv="gcv").fit(stimuli, responses.isel(image=shuffled))
+    paired = RidgeEncoder(RECIPE, n_components=5, cv="gcv").fit(
+        stimuli, responses.isel(image=shuffled)
+    )
     np.testing.assert_allclose(paired.predict(x[60:]), whole.predict(x[60:]), atol=1e-3)
     assert paired.model_.recipe.units == "Hz"
     assert paired.model_.recipe.training_source == "synthetic"

@@ -1,0 +1,171 @@
+"""What is wrong with data for a fit, said before the pass over them begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from nedx.encoding.estimators.measured import Measured
+from nedx.encoding.recipe import EncoderRecipe
+from nedx.errors import ModelError, NedxWarning
+
+MADE_BY = ("units", "normalization", "normalization_scope", "transform")
+"""Attributes of a response that decide what its numbers mean."""
+
+
+def check_labels(
+    responses: Mapping[str, xr.Dataset], found: Mapping[str, Measured], components: int
+) -> None:
+    """Refuse what the labels show to be wrong; reads no values.
+
+    Parameters
+    ----------
+    responses : mapping of str to Dataset
+        Of each member, as given.
+    found : mapping of str to Measured
+        The same, one row an image.
+    components : int
+        Principal components asked for.
+
+    Raises
+    ------
+    ModelError
+        If there are fewer than two images, or members have other units or normalisations.
+
+    Warns
+    -----
+    NedxWarning
+        If images are marked as held out, or are fewer than components.
+    """
+    (first, one), *others = found.items()
+    for name, other in others:
+        differing = different_units(one.values.attrs, other.values.attrs)
+        if differing:
+            raise ModelError(
+                f"{name} and {first} differ in {differing}; bring them to the same, or fit each "
+                "on its own"
+            )
+    for name, ds in responses.items():
+        _check_partition(name, ds)
+    fewest = min(m.values.sizes["image"] for m in found.values())
+    if fewest < 2:
+        raise ModelError(f"a fit needs images to differ in; found n_samples = {fewest}")
+    if components > fewest - 1:
+        warnings.warn(
+            f"{components} components cannot be found in {fewest} images, {fewest - 1} are used; "
+            f"type n_components={fewest - 1} or fewer",
+            NedxWarning,
+            stacklevel=4,
+        )
+
+
+def check_values(name: str, one: Measured) -> None:
+    """Refuse responses in memory that cannot be fitted.
+
+    Raises
+    ------
+    ModelError
+        If values are NaN or infinite.
+
+    Warns
+    -----
+    NedxWarning
+        If targets do not vary over the images.
+    """
+    flat = one.flat()
+    where = f"{name}: " if name else ""
+    bad = ~np.isfinite(flat)
+    if bad.any():
+        rows, columns = np.flatnonzero(bad.any(1)), np.flatnonzero(bad.any(0))
+        ids = rows if one.image_id is None else one.image_id[rows]
+        raise ModelError(
+            f"{where}responses hold NaN or infinity for {len(rows)} of {len(flat)} images, first "
+            f"{ids[:3].tolist()}, in {len(columns)} of {flat.shape[1]} targets, first "
+            f"{columns[:3].tolist()}: drop these"
+        )
+    still = np.flatnonzero((flat == flat[:1]).all(0))
+    if len(still):
+        places = [_target(one, int(i)) for i in still[:3]]
+        warnings.warn(
+            f"{where}{len(still)} of {flat.shape[1]} targets are constant over the images, first "
+            f"{'; '.join(places)}: what is predicted is that constant. Drop them",
+            NedxWarning,
+            stacklevel=4,
+        )
+
+
+def check_features(features: np.ndarray, ids: np.ndarray | None) -> None:
+    """Refuse features in memory that cannot be fitted to.
+
+    Raises
+    ------
+    ModelError
+        If values are NaN or infinite, or no feature varies over the images.
+    """
+    finite = np.isfinite(features).all(1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)[:5]
+        names = bad if ids is None else ids[bad]
+        raise ModelError(
+            f"features hold NaN or infinity for {int((~finite).sum())} of {len(features)} images, "
+            f"first {names.tolist()}: drop these images, or compute their features again"
+        )
+    still = int((features == features[:1]).all(0).sum())
+    if still == features.shape[1]:
+        raise ModelError(
+            f"all {still} features are constant over the images: these images cannot be told "
+            "apart; check that their features are of different images"
+        )
+
+
+def different_units(first: Mapping[str, object], second: Mapping[str, object]) -> str:
+    """Say in which of units, normalisation and transform two responses differ; may be empty."""
+    pairs = {key: (first.get(key), second.get(key)) for key in MADE_BY}
+    return ", ".join(f"{key} ({a!r} and {b!r})" for key, (a, b) in pairs.items() if a != b)
+
+
+def check_same_units(recipe: EncoderRecipe, attrs: Mapping[str, object]) -> None:
+    """Refuse to compare predictions with responses of other units or normalisation.
+
+    Raises
+    ------
+    ModelError
+        Naming what differs.
+    """
+    trained = {key: getattr(recipe, key) for key in MADE_BY}
+    differing = different_units(trained, {"units": "1", **attrs})
+    if differing:
+        raise ModelError(
+            f"the model was fitted to other responses than these: they differ in {differing}. "
+            "Bring both to the same, or correct the attributes of 'response'"
+        )
+
+
+def _check_partition(name: str, ds: xr.Dataset) -> None:
+    if "partition" not in ds.coords:
+        return
+    kinds = ds["partition"].values.astype(str)
+    held_out = {kind for kind in np.unique(kinds) if kind in ("test", "val")}
+    if not held_out:
+        return
+    count = int(np.isin(kinds, list(held_out)).sum())
+    warnings.warn(
+        f"{name + ': ' if name else ''}{count} of {kinds.size} images to fit to are of the "
+        f"partition {' and '.join(sorted(held_out))!r}: no score on them can be trusted. Type: "
+        "responses.isel(image=(responses.partition == 'train').values)",
+        NedxWarning,
+        stacklevel=5,
+    )
+
+
+def _target(one: Measured, position: int) -> str:
+    """Name a target by its labels."""
+    places = np.unravel_index(position, one.shape)
+    labels = {
+        dim: one.labels[dim].values[i] if dim in one.labels.coords else i
+        for dim, i in zip(one.dims, places, strict=True)
+    }
+    return ", ".join(f"{dim} {label}" for dim, label in labels.items())
