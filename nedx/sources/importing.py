@@ -20,12 +20,12 @@ from typing import Any
 
 import xarray as xr
 
-from nedx.errors import SelectionError, close_matches
+from nedx.errors import CorruptStoreError, SelectionError, SourceError, close_matches
 from nedx.schema import neuroid_dim, role_dim
 from nedx.store.building import dataset_groups
 from nedx.store.layout import MAX_OBJECTS, Layout, plan_dataset
 from nedx.store.location import Location
-from nedx.store.writing import to_zarr
+from nedx.store.writing import BlockWriter, to_zarr
 
 _CHUNK_BYTES = 2_000_000
 _CHUNK_SAMPLES = 64
@@ -89,6 +89,8 @@ class Source:
 
 
 _SUBJECT = Argument("subject", "for example 1,2; all by default", words)
+_SESSIONS = Argument("sessions", "counted from 1: 1,2,3; all by default", words)
+_MISSING = Argument("missing", "values that are not finite", choices=("error", "zero"))
 
 SOURCES: dict[str, Source] = {
     "berg": Source(
@@ -102,6 +104,20 @@ SOURCES: dict[str, Source] = {
             Argument("image_set", choices=("nsd", "imagenet_val", "things"), required=True),
             _SUBJECT,
             Argument("roi", "needed for fMRI, for example V1"),
+        ),
+    ),
+    "nsd": Source(
+        "nedx.sources.nsd",
+        "open_nsd",
+        "single-trial betas of the Natural Scenes Dataset: HDF5, NIfTI or MGH",
+        (
+            _SUBJECT,
+            Argument("space", choices=("func1pt8mm", "func1mm", "fsaverage")),
+            _SESSIONS,
+            Argument("mask", "voxels of a family of ROIs, such as nsdgeneral, or all"),
+            Argument("betas", "the version: betas_fithrf_GLMdenoise_RR by default"),
+            Argument("normalize", choices=("zscore", "none")),
+            _MISSING,
         ),
     ),
 }
@@ -145,20 +161,27 @@ def import_source(
     SelectionError
         If there is no such source; names those there are.
     StoreError, SourceError
-        If files are missing, damaged or do not belong together. Nothing is left behind of what
-        is found when the files are opened; what breaks later leaves a store that can be resumed.
+        If files are missing, damaged or do not belong together. No store is left behind, but for
+        one of which blocks are finished: that can be resumed.
     """
     if source not in SOURCES:
         raise SelectionError(f"no source is called {source!r}: {close_matches(source, SOURCES)}")
     opened = SOURCES[source].open(root, **arguments)
-    return to_zarr(
-        opened,
-        out,
-        overwrite=overwrite,
-        resume=not overwrite,
-        layout=aligned_layouts(opened),
-        progress=progress,
-    )
+    place = Location.of(out)
+    was_there = place.exists()
+    try:
+        return to_zarr(
+            opened,
+            place,
+            overwrite=overwrite,
+            resume=not overwrite,
+            layout=aligned_layouts(opened),
+            progress=progress,
+        )
+    except (SourceError, CorruptStoreError):
+        if not was_there and not BlockWriter.resume(place).status().done:
+            place.delete(recursive=True)
+        raise
 
 
 def aligned_layouts(ds: xr.Dataset | xr.DataTree) -> dict[str, Layout]:
