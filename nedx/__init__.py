@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nedx.encoding.estimators.ols import OLSEncoder
     from nedx.encoding.estimators.ridge import RidgeEncoder
     from nedx.encoding.features import encode_features
+    from nedx.encoding.fwrf_training import FwrfTrainer
     from nedx.encoding.model import LinearEncoder, load_model
     from nedx.metrics.noise_ceiling import score
     from nedx.schema import parse, validate
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "FwrfTrainer": "nedx.encoding.fwrf_training",
     "LinearEncoder": "nedx.encoding.model",
     "OLSEncoder": "nedx.encoding.estimators.ols",
     "RidgeEncoder": "nedx.encoding.estimators.ridge",
@@ -58,6 +60,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "FwrfTrainer",
     "LinearEncoder",
     "OLSEncoder",
     "RidgeEncoder",
