@@ -26,6 +26,7 @@ MODULES = (
     "fwrf",
     "berg",
     "eeg_writing",
+    "nsd_reading",
 )
 
 
