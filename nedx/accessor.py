@@ -14,6 +14,7 @@ import xarray as xr
 from nedx import repr as _repr
 from nedx import schema, selection
 from nedx.errors import SchemaError, StoreError
+from nedx.export.accessor import Exports
 from nedx.selection import Names, Subjects, Times
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @xr.register_dataset_accessor("ned")
-class DatasetNed:
+class DatasetNed(Exports):
     """The verbs of nedx on a Dataset; each returns a new Dataset."""
 
     def __init__(self, ds: xr.Dataset):
@@ -123,7 +124,7 @@ class DatasetNed:
 
 
 @xr.register_datatree_accessor("ned")
-class DataTreeNed:
+class DataTreeNed(Exports):
     """The verbs of nedx on a DataTree of subjects with neuroids of their own."""
 
     def __init__(self, tree: xr.DataTree):

@@ -1,0 +1,70 @@
+"""``ds.ned.plot``: one line a figure, nothing kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Plots:
+    """The figures of nedx; each takes ``ax=`` and returns the matplotlib Axes it drew on.
+
+    Without ``ax`` a new figure is made that pyplot knows nothing of: in a notebook, end the cell
+    with ``.figure``; in a script, save it with ``.figure.savefig("figure.png")``.
+    """
+
+    def __init__(self, obj: xr.Dataset | xr.DataTree):
+        self._obj = obj
+
+    def accuracy_scatter(self, *args: Any, **options: Any) -> Axes:
+        """Draw r2 against noise ceiling; see `nedx.plot.accuracy.plot_accuracy_scatter`."""
+        from nedx.plot.accuracy import plot_accuracy_scatter
+
+        return plot_accuracy_scatter(self._obj, *args, **options)
+
+    def accuracy_histogram(self, *args: Any, **options: Any) -> Axes:
+        """Draw explained variances; see `nedx.plot.accuracy.plot_accuracy_histogram`."""
+        from nedx.plot.accuracy import plot_accuracy_histogram
+
+        return plot_accuracy_histogram(self._obj, *args, **options)
+
+    def accuracy_bars(self, *args: Any, **options: Any) -> Axes:
+        """Draw ROIs by subject; see `nedx.plot.accuracy.plot_accuracy_bars`."""
+        from nedx.plot.accuracy import plot_accuracy_bars
+
+        return plot_accuracy_bars(self._obj, *args, **options)
+
+    def timecourse(self, *args: Any, **options: Any) -> Axes:
+        """Draw means over time, with intervals; see `nedx.plot.timecourse.plot_timecourse`."""
+        from nedx.plot.timecourse import plot_timecourse
+
+        return plot_timecourse(self._obj, *args, **options)
+
+    def topomap(self, *args: Any, **options: Any) -> Axes:
+        """Draw a map of the scalp; see `nedx.plot.topomap.plot_topomap`."""
+        from nedx.plot.topomap import plot_topomap
+
+        return plot_topomap(self._obj, *args, **options)
+
+    def surface(self, *args: Any, **options: Any) -> Axes:
+        """Draw the inflated cortex; see `nedx.plot.surface.plot_surface`."""
+        from nedx.plot.surface import plot_surface
+
+        return plot_surface(self._obj, *args, **options)
+
+    def rdm(self, variable: str = "rdm", **options: Any) -> Axes:
+        """Draw a dissimilarity matrix of the Dataset; see `nedx.plot.rdm.plot_rdm`."""
+        from nedx.export.pieces import one_group, pick
+        from nedx.plot.rdm import plot_rdm
+
+        return plot_rdm(pick(one_group(self._obj), variable), **options)
+
+    def images(self, *args: Any, **options: Any) -> Axes:
+        """Draw responses beside their images; see `nedx.plot.images.plot_images`."""
+        from nedx.plot.images import plot_images
+
+        return plot_images(self._obj, *args, **options)
