@@ -91,6 +91,7 @@ class Source:
 _SUBJECT = Argument("subject", "for example 1,2; all by default", words)
 _SESSIONS = Argument("sessions", "counted from 1: 1,2,3; all by default", words)
 _MISSING = Argument("missing", "values that are not finite", choices=("error", "zero"))
+_TIMECOURSES = Argument("normalize", "within each run", choices=("percent", "zscore"))
 
 SOURCES: dict[str, Source] = {
     "berg": Source(
@@ -105,6 +106,12 @@ SOURCES: dict[str, Source] = {
             _SUBJECT,
             Argument("roi", "needed for fMRI, for example V1"),
         ),
+    ),
+    "haxby2001": Source(
+        "nedx.sources.haxby2001",
+        "open_haxby",
+        "fMRI of faces, houses and six other categories, one subject: NIfTI",
+        (_TIMECOURSES, _MISSING),
     ),
     "nsd": Source(
         "nedx.sources.nsd",
