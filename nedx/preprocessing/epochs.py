@@ -19,6 +19,7 @@ CSD_LAMBDA2 = 1e-5
 CSD_STIFFNESS = 4
 """Stiffness of its splines (Perrin et al. 1989, Electroenceph. Clin. Neurophysiol. 72:184)."""
 _BATCH_VALUES = 2**24
+_SAME_TIME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class EpochSettings:
     last_mode : {"mean", "zscore"}
         Of the last baseline: subtract its mean, and, for z-scores, divide by its standard
         deviation over time.
+    crop : float, optional
+        First time to keep in the end, s.
     """
 
     tmin: float
@@ -53,6 +56,7 @@ class EpochSettings:
     sampling_frequency: float | None = None
     last_baseline: tuple[float | None, float | None] | None = None
     last_mode: Literal["mean", "zscore"] = "mean"
+    crop: float | None = None
 
     def __post_init__(self) -> None:
         if not self.tmin < self.tmax:
@@ -80,7 +84,24 @@ class EpochSettings:
             found.append({"step": "resample", "scope": "trial", "sampling_frequency": rate})
         if self.last_baseline is not None:
             found.append(_baseline_step(self.last_baseline, self.last_mode))
+        if self.crop is not None:
+            found.append({"step": "crop", "scope": "trial", "tmin": self.crop})
         return found
+
+    def times(self, rate: float) -> np.ndarray:
+        """Return the times of the epochs of a recording sampled at ``rate`` Hz, float64, s."""
+        first, last = round(self.tmin * rate), round(self.tmax * rate)
+        count, after = last - first + 1, rate
+        if self.sampling_frequency is not None:
+            after = self.sampling_frequency
+            count = round(count * after / rate)
+        times: np.ndarray = first / rate + np.arange(count) / after
+        return times[self._kept(times)]
+
+    def _kept(self, times: np.ndarray) -> np.ndarray:
+        first = -np.inf if self.crop is None else self.crop - _SAME_TIME
+        kept: np.ndarray = times >= first
+        return kept
 
 
 def _baseline_step(window: tuple[float | None, float | None], mode: str) -> dict[str, Any]:
@@ -294,7 +315,8 @@ def _cut_batch(
             values = mne.baseline.rescale(
                 values, cut.times, settings.last_baseline, settings.last_mode, verbose="error"
             )
-    return values, cut.times
+    kept = settings._kept(cut.times)
+    return values[..., kept], cut.times[kept]
 
 
 def fits_inside(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby, pairwise
 from typing import Any
 
 import dask.array as da
@@ -114,10 +115,13 @@ def samples_of(ds: xr.Dataset, partition: str) -> np.ndarray:
 def apply_by_group(
     response: xr.DataArray,
     group: np.ndarray,
-    tables: list[da.Array],
+    tables: list[list[da.Array]],
     function: Callable[..., np.ndarray],
 ) -> xr.DataArray:
     """Apply to each sample a function of its group's tables, block by block.
+
+    A block asks for the tables of its own groups only: where these need the whole group, as a
+    mean does, a block that lies in one session needs no other session.
 
     Parameters
     ----------
@@ -125,10 +129,10 @@ def apply_by_group(
         Cut along samples (and repetitions) only.
     group : int64 array (sample,)
         Group of each sample.
-    tables : list of dask arrays (group, ...)
-        In one piece each.
+    tables : list of lists of dask arrays
+        Of each kind of table one for each group.
     function : callable
-        Of a block of samples and one group's row of each table.
+        Of a block of samples and one table of each kind.
 
     Returns
     -------
@@ -136,13 +140,31 @@ def apply_by_group(
         float32, of the dims of ``response``, without attributes.
     """
     data = response.data
-    groups = da.from_array(group, chunks=(data.chunks[0],))
+    bounds = np.cumsum((0, *data.chunks[0])).tolist()
+    blocks = [(np.unique(group[a:b]).tolist(), a, b) for a, b in pairwise(bounds)]
+    parts = []
+    for labels, run in groupby(blocks, key=lambda block: block[0]):
+        alike = list(run)
+        start, stop = alike[0][1], alike[-1][2]
+        own = [da.stack([table[label] for label in labels]) for table in tables]
+        parts.append(_applied(data[start:stop], group[start:stop], labels, own, function))
+    return xr.DataArray(da.concatenate(parts), dims=response.dims)
+
+
+def _applied(
+    data: da.Array,
+    group: np.ndarray,
+    labels: list[int],
+    tables: list[da.Array],
+    function: Callable[..., np.ndarray],
+) -> da.Array:
+    """Apply the function to blocks that hold the same groups."""
+    rows = da.from_array(np.searchsorted(labels, group), chunks=(data.chunks[0],))
     axes = tuple(range(data.ndim))
-    arguments: list[Any] = [data, axes, groups, (0,)]
-    for position, table in enumerate(tables):
-        whole = table.rechunk(-1)
-        arguments += [whole, tuple(range(100 * (position + 1), 100 * (position + 1) + table.ndim))]
-    made = da.blockwise(
+    arguments: list[Any] = [data, axes, rows, (0,)]
+    for position, table in enumerate(tables, 1):
+        arguments += [table.rechunk(-1), tuple(100 * position + n for n in range(table.ndim))]
+    return da.blockwise(
         _apply_block,
         axes,
         *arguments,
@@ -151,7 +173,6 @@ def apply_by_group(
         dtype=np.float32,
         meta=np.empty((0,) * data.ndim, np.float32),
     )
-    return xr.DataArray(made, dims=response.dims)
 
 
 def _apply_block(

@@ -198,12 +198,13 @@ def whiten(
         names = [images[rows] for rows in parts.values()]
         root = dask.delayed(_root_of, pure=True)(values, names, per)
         roots.append(da.from_delayed(root, (channels, channels), np.float64))
-    made = apply_by_group(response, group, [da.stack(roots)], _multiply)
+    made = apply_by_group(response, group, [roots], _multiply)
     made.attrs = {
         **response.attrs,
         "units": "1",
         "normalization": "whitened",
         "normalization_scope": scope,
+        "normalization_fit": fit,
     }
     return with_step(ds.assign(response=made), "whiten", scope=scope, fit=fit, per=per)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -75,7 +74,7 @@ def zscore(
         part = response.isel({dim: rows}).data
         means.append(part.mean(axes, dtype=np.float64))
         deviations.append(part.std(axes, dtype=np.float64))
-    made = apply_by_group(response, group, [da.stack(means), da.stack(deviations)], standardise)
+    made = apply_by_group(response, group, [means, deviations], standardise)
     made.attrs = {
         **response.attrs,
         "units": "1",

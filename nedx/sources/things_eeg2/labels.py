@@ -1,0 +1,153 @@
+"""What the numbers in THINGS-EEG2 stand for: images, channels, regions of the scalp."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nedx.errors import SourceError
+from nedx.sources.mapped_pickles import open_pickled
+
+METADATA = "image_metadata.npy"
+_PLACES = (METADATA, f"image_set/{METADATA}", f"Image_set/{METADATA}")
+_FILES = {"train": "train_img_files", "test": "test_img_files"}
+_CONCEPTS = {"train": "train_img_concepts", "test": "test_img_concepts"}
+_SPLITS = {"train": "training_images", "test": "test_images"}
+
+# Fz was the reference. The spec lists the channels one by one; their rows say the same.
+_REGIONS = {
+    "frontal": ("Fp", "AF", "F"),
+    "central": ("FC", "C"),
+    "temporal": ("FT", "T", "TP"),
+    "parietal": ("CP", "P"),
+    "occipital": ("PO", "O"),
+}
+
+CITATION = (
+    "Gifford AT, Dwivedi K, Roig G, Cichy RM (2022). A large and rich EEG dataset for modeling "
+    "human visual object recognition. NeuroImage 264, 119754"
+)
+ATTRS = {
+    "title": "THINGS-EEG2",
+    "dataset": "things_eeg_2",
+    "modality": "eeg",
+    "source": "measured",
+    "species": "human",
+    "stimulus_type": "image",
+    "license": "CC-BY-4.0",
+    "references": CITATION,
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one partition, in the order of their numbers, which count from 1.
+
+    Parameters
+    ----------
+    partition : str
+        ``"train"`` or ``"test"``.
+    files : tuple of str
+        For example ``aardvark_01b.jpg``.
+    concepts : tuple of str
+        For example ``00001_aardvark``: the folder of each image.
+    """
+
+    partition: str
+    files: tuple[str, ...]
+    concepts: tuple[str, ...]
+
+    def labels(self, rows: np.ndarray, dim: str) -> dict[str, Any]:
+        """Return the coordinates of images by their positions, which count from 0."""
+        stems = [self.files[row].rsplit(".", 1)[0] for row in rows]
+        folders = [self.concepts[row] for row in rows]
+        paths = [
+            f"{_SPLITS[self.partition]}/{folder}/{self.files[row]}"
+            for folder, row in zip(folders, rows, strict=True)
+        ]
+        return {
+            "image_id": (dim, _strings(f"things:{stem}" for stem in stems)),
+            "things_concept": (dim, _strings(folder.partition("_")[2] for folder in folders)),
+            "filename": (dim, _strings(paths)),
+            "partition": (dim, _strings([self.partition] * len(stems))),
+        }
+
+
+def _strings(values: Any) -> np.ndarray:
+    return np.array(list(values), dtype=object)
+
+
+def read_images(place: str | Path) -> dict[str, Images]:
+    """Read ``image_metadata.npy``.
+
+    Parameters
+    ----------
+    place : path
+        The file, or a folder that holds it, as it is or in ``image_set``.
+
+    Returns
+    -------
+    dict of str to Images
+        ``"train"`` and ``"test"``.
+
+    Raises
+    ------
+    SourceError
+        If it is not there, or its lists do not fit each other.
+    """
+    path = _find(Path(place))
+    held = open_pickled(path)
+    wanted = [*_FILES.values(), *_CONCEPTS.values()]
+    if missing := [name for name in wanted if name not in held]:
+        raise SourceError(
+            f"{path} has no {', '.join(missing)}; it holds {', '.join(map(str, held))}. Fetch it "
+            "again"
+        )
+    found = {}
+    for partition, name in _FILES.items():
+        files = tuple(str(file) for file in held[name])
+        concepts = tuple(str(concept) for concept in held[_CONCEPTS[partition]])
+        if len(files) != len(concepts):
+            raise SourceError(
+                f"{path} names {len(files)} files and {len(concepts)} concepts of {partition} "
+                "images. Fetch it again"
+            )
+        found[partition] = Images(partition, files, concepts)
+    return found
+
+
+def _find(place: Path) -> Path:
+    if place.is_file():
+        return place
+    for folder in (place, place.parent):
+        for name in _PLACES:
+            if (folder / name).is_file():
+                return folder / name
+    raise SourceError(
+        f"{METADATA} says which image a number means, and is not in {place} (nor in its folder "
+        "image_set). Type: nedx.sources.things_eeg2.pull(folder, what='metadata'), or give "
+        "image_metadata="
+    )
+
+
+def scalp_labels(channels: Sequence[str]) -> dict[str, Any]:
+    """Return region and hemisphere of channels of the 10-10 system; nothing if one is of another.
+
+    The regions are those of the published ablations: frontal (15 of the 63), central (14),
+    parietal (16), temporal (10) and occipital (8).
+    """
+    by_row = {row: region for region, rows in _REGIONS.items() for row in rows}
+    found = [re.fullmatch(r"([A-Za-z]+?)(z|\d+)", name) for name in channels]
+    if not all(match is not None and match[1] in by_row for match in found):
+        return {}
+    parts = [match.groups() for match in found if match is not None]
+    sides = ["midline" if n == "z" else "LR"[int(n) % 2 == 0] for _, n in parts]
+    return {
+        "region": ("channel", _strings(by_row[row] for row, _ in parts)),
+        "hemisphere": ("channel", _strings(sides)),
+    }
