@@ -8,7 +8,6 @@ both are summed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 HELD_BYTES = 2**28
 """Principal axes of the samples up to this size are held in memory, else made again when needed."""
+_COLUMNS = 1024
 
 
 class Design:
@@ -52,15 +52,22 @@ class Design:
         self.mean = self._mean()
         self.values, self._vectors = self._decomposed()
 
-    @cached_property
-    def to_weights(self) -> torch.Tensor:
-        """``V sqrt(S)^-1``, float64 (feature, axis)."""
+    def weights(self, shrunk: torch.Tensor) -> torch.Tensor:
+        """Return ``V sqrt(S)^-1 (f * U'Y)``, (feature, target).
+
+        Parameters
+        ----------
+        shrunk : tensor (axis, target)
+            ``f * U'Y``.
+        """
         if not self.wide:
-            return self._vectors / self.values.sqrt()
-        scaled = self._vectors / self.values
-        weights = self.mean.new_zeros(self.features, len(self.values))
-        for part, rows in self._centred():
-            weights += rows.T @ scaled[part]
+            return self._to_axes.to(shrunk.dtype) @ shrunk
+        scaled = (shrunk.double() / self.values[:, None]).to(shrunk.dtype)
+        of_samples = self._vectors.to(shrunk.dtype) @ scaled
+        weights = shrunk.new_zeros(self.features, shrunk.shape[1])
+        for part, rows in self.x.pieces():
+            weights.addmm_(rows.T, of_samples[part])
+        # The axes are orthogonal to a constant, so it is all the same that rows are not centred.
         return weights
 
     def rows(self, part: slice) -> torch.Tensor:
@@ -97,39 +104,50 @@ class Design:
             return None
         return torch.cat([self._rotated(x) for _, x in self.x.pieces()])
 
+    @cached_property
+    def _to_axes(self) -> torch.Tensor:
+        """V sqrt(S)^-1 of few features, float64 (feature, axis)."""
+        return self._vectors / self.values.sqrt()
+
     def _rotated(self, x: torch.Tensor) -> torch.Tensor:
         # In float64: the axes of small variance would drown in the rounding of the large.
-        return ((x.double() - self.mean) @ self.to_weights).to(x.dtype)
+        return ((x.double() - self.mean) @ self._to_axes).to(x.dtype)
 
     def _mean(self) -> torch.Tensor:
         import torch
 
         total = torch.zeros(self.features, dtype=torch.float64, device=self.x.device)
         for _, rows in self.x.pieces():
-            total += rows.double().sum(0)
+            total += rows.sum(0, dtype=torch.float64)
         return total / self.samples
-
-    def _centred(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        for part, rows in self.x.pieces():
-            yield part, rows.double() - self.mean
 
     def _decomposed(self) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        size = min(self.samples, self.features)
-        gram = self.mean.new_zeros(size, size)
-        if self.wide:
-            rows = self.x.whole()
-            step = max(1, 2**24 // self.samples)
-            for start in range(0, self.features, step):
-                part = rows[:, start : start + step].double() - self.mean[start : start + step]
-                gram.addmm_(part, part.T)
-        else:
-            for _, centred in self._centred():
-                gram.addmm_(centred.T, centred)
+        gram = self._gram_of_samples() if self.wide else self._gram_of_features()
         values, vectors = torch.linalg.eigh(gram)
-        least = values[-1].clamp(min=0) * size * np.finfo(np.float64).eps
+        least = values[-1].clamp(min=0) * len(gram) * np.finfo(np.float64).eps
         kept = int((values > least).sum())
         if not kept:
             raise ModelError("all features are constant over the samples; there is nothing to fit")
         return values[-kept:].flip(0), vectors[:, -kept:].flip(1)
+
+    def _gram_of_features(self) -> torch.Tensor:
+        gram = self.mean.new_zeros(self.features, self.features)
+        for _, rows in self.x.pieces():
+            centred = rows.double() - self.mean
+            gram.addmm_(centred.T, centred)
+        return gram
+
+    def _gram_of_samples(self) -> torch.Tensor:
+        gram = self.mean.new_zeros(self.samples, self.samples)
+        rows = self.x.whole()
+        mean = self.mean.to(rows.dtype)
+        for start in range(0, self.features, _COLUMNS):
+            some = slice(start, start + _COLUMNS)
+            part = rows[:, some] - mean[some]
+            gram += part @ part.T
+        # Rounding of the products must not give the constant an axis of its own.
+        gram -= gram.mean(0)
+        gram -= gram.mean(1, keepdim=True)
+        return gram

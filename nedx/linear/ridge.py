@@ -188,7 +188,7 @@ class RidgeSolver:
         best = score.argmax(0) if chosen is None else torch.full_like(score[0], chosen).long()
         values = self.design.values
         shrinkage = (values / (values + self._penalties[:, None])).to(cross.dtype)
-        coef = self.design.to_weights.to(cross.dtype) @ (shrinkage[best].T * cross)
+        coef = self.design.weights(shrinkage[best].T * cross)
         intercept = mean - self.design.mean @ coef.double()
         alpha = self.alphas[best.cpu().numpy()]
         return RidgeFit(coef.cpu().numpy(), intercept.cpu().numpy(), alpha, score.cpu().numpy())
@@ -222,7 +222,8 @@ class RidgeSolver:
         each = kept * len(self.design.values) + self.design.features
         if self._samples is not None:
             each += 4 * self.design.samples
-        return max(64, memory // (each * self.dtype.itemsize))
+        # Matrix products of other widths take half as long again.
+        return 64 * max(1, memory // (64 * each * self.dtype.itemsize))
 
 
 class _Edge:

@@ -47,6 +47,7 @@ class Matrix:
         self.dtype = np.dtype(dtype or single)
         self.values, self.name, self.device = values, name, device
         self.shape: tuple[int, int] = values.shape
+        self._finite = False
 
     def columns(self, block: slice) -> Matrix:
         """Return some of the columns."""
@@ -68,6 +69,7 @@ class Matrix:
         if not isinstance(self.values, da.Array):
             for part in parts:
                 yield part, self._tensor(part, self.values[part])
+            self._finite = True
             return
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(self._read, parts[0])
@@ -109,7 +111,7 @@ class Matrix:
 
         values = np.ascontiguousarray(values, dtype=self.dtype)
         rows = torch.from_numpy(values).to(self.device)
-        if not bool(torch.isfinite(rows.sum(0, dtype=torch.float64)).all()):
+        if not self._finite and not bool(torch.isfinite(rows.sum(dtype=torch.float64))):
             bad = np.flatnonzero(~np.isfinite(values).all(1))
             first = (part.start + bad[:5]).tolist()
             raise ModelError(
