@@ -59,6 +59,8 @@ class FwrfEncoder:
     """
 
     is_ragged = True
+    fields: tuple[str, ...] = FIELDS
+    """What is stored of each voxel."""
 
     def __init__(
         self,
@@ -163,14 +165,23 @@ class FwrfEncoder:
         members = {}
         for name, ds in self.members.items():
             heads = [
-                _taken(read_voxels(self.sources[source], name, rows), order)
+                _taken(read_voxels(self.sources[source], name, rows, self.fields), order)
                 for source, rows, order in _runs(ds)
             ]
             numbers = np.array([renumbered[int(t)] for t in ds[_TRUNK].values], np.int16)
             labels = ds.drop_vars([_SOURCE, _ROW]).assign_coords({_TRUNK: ("voxel", numbers)})
             members[name] = (labels, heads)
+        return self._write(place, members, used)
+
+    def _write(
+        self, place: str | Path | Location, members: Mapping[str, Any], used: Sequence[int]
+    ) -> Location:
         states = [_trunk_state(self.trunks[trunk]) for trunk in used]
         return write_fwrf(place, self.recipe, members, states)
+
+    def task(self, subject: str, recipe: EncoderRecipe, device: str) -> FwrfTask:
+        """Return what computes the responses of a subject to a block of images."""
+        return FwrfTask(subject, self.sources, self.trunks, recipe, device)
 
     def __repr__(self) -> str:
         lines = [f"<nedx.FwrfEncoder {self.recipe.model_id!r} version {self.recipe.version}>"]
@@ -193,7 +204,7 @@ class FwrfEncoder:
         return {
             **{name: f"{ds.sizes['voxel']:,} voxels" for name, ds in self.members.items()},
             "rois": ", ".join(self.rois),
-            "trunks": f"{len(self.trunks)}, one of each ROI of a subject",
+            "trunks": str(len(self.trunks)),
             "units": recipe.units,
             "trained on": recipe.training_data or recipe.dataset or "not said",
             "licence": recipe.license or "not said",
@@ -218,9 +229,16 @@ def open_fwrf(location: Location, recipe: EncoderRecipe, attrs: Mapping[str, Any
     """
     ref = ModelRef(LOADER, location, "fwrf", str(attrs["weights_sha256"]))
     trunks = [ModelRef(LOADER, location, "fwrf", str(name)) for name in attrs[TRUNKS]]
+    return FwrfEncoder(stored_members(location, attrs, FIELDS), recipe, [ref], trunks)
+
+
+def stored_members(
+    location: Location, attrs: Mapping[str, Any], fields: Sequence[str]
+) -> dict[str, xr.Dataset]:
+    """Return the labels of the voxels of each subject of a store, and where each lies in it."""
     members = {}
     for name in attrs["members"]:
-        ds = open_labels(location, name, FIELDS)
+        ds = open_labels(location, name, fields)
         count = ds.sizes["voxel"]
         members[name] = ds.assign_coords(
             {
@@ -228,7 +246,7 @@ def open_fwrf(location: Location, recipe: EncoderRecipe, attrs: Mapping[str, Any
                 _ROW: ("voxel", np.arange(count)),
             }
         )
-    return FwrfEncoder(members, recipe, [ref], trunks)
+    return members
 
 
 def join_fwrf(models: Sequence[FwrfEncoder]) -> FwrfEncoder:
@@ -333,7 +351,7 @@ class FwrfPlan:
         device: str,
     ) -> FwrfPlan:
         """Return the plan of all voxels of a subject."""
-        task = FwrfTask(subject, model.sources, model.trunks, recipe, device)
+        task = model.task(subject, recipe, device)
         where = (model.members[subject][name].values.astype(np.int64) for name in _WHERE)
         return cls(images, names, task, *where)
 

@@ -339,6 +339,36 @@ def _labels(ds: xr.Dataset) -> xr.Dataset:
     return labels
 
 
+def hold_out(split: Split, fraction: float, seed: int) -> Split:
+    """Hold out some of the training images, drawn at random, for all subjects the same.
+
+    Raises
+    ------
+    ModelError
+        If too few images are left on one side.
+    """
+    if not 0 < fraction < 1:
+        raise ModelError(f"holdout is {fraction}; it is a fraction of the training images, as 0.1")
+    trained = np.unique(np.concatenate([each.image for each in split.training.values()]))
+    count = max(1, round(fraction * len(trained)))
+    drawn = np.random.default_rng(seed).permutation(trained)[:count]
+    is_held = {name: np.isin(each.image, drawn) for name, each in split.training.items()}
+    training = {name: each.select(~is_held[name]) for name, each in split.training.items()}
+    held = {name: each.select(is_held[name]) for name, each in split.training.items()}
+    for name in training:
+        if not len(training[name]) or not len(held[name]):
+            raise ModelError(
+                f"{count} of {len(trained)} images held out leave {name!r} without training or "
+                "validation images: change holdout, or give validation=responses"
+            )
+    names = split.image_id[drawn].tolist()
+    partition = {
+        name: {**known, **{n: "val" for n in names if n in known}}
+        for name, known in split.partition.items()
+    }
+    return replace(split, training=training, validation=held, partition=partition)
+
+
 def without_partition(responses: Responses) -> Responses:
     """Return responses that do not say what is held out."""
     if isinstance(responses, xr.DataTree):

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -76,7 +76,9 @@ class HeadPart:
         return head_of(read_voxels(ref, self.subject, self.rows.array)).to(device)
 
 
-def read_voxels(ref: ModelRef, subject: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+def read_voxels(
+    ref: ModelRef, subject: str, rows: np.ndarray, fields: Sequence[str] = FIELDS
+) -> dict[str, np.ndarray]:
     """Read what some voxels read out.
 
     Parameters
@@ -87,16 +89,18 @@ def read_voxels(ref: ModelRef, subject: str, rows: np.ndarray) -> dict[str, np.n
         The group.
     rows : ndarray of int64
         Which voxels, sorted.
+    fields : sequence of str
+        What to read.
 
     Returns
     -------
     dict
-        `FIELDS`, float32, of these voxels.
+        The fields, float32, of these voxels.
     """
     group = group_of(ref, Head(subject))
     size = group["b"].shape[0]
     chosen = slice(None) if len(rows) == size else rows
-    return {name: read_array(group[name], None, chosen) for name in FIELDS}
+    return {name: read_array(group[name], None, chosen) for name in fields}
 
 
 def _whole(array: zarr.Array) -> np.ndarray:
@@ -123,6 +127,9 @@ def write_fwrf(
     recipe: EncoderRecipe,
     members: Mapping[str, tuple[xr.Dataset, Sequence[Mapping[str, np.ndarray]]]],
     trunks: Sequence[Mapping[str, np.ndarray]],
+    *,
+    model_type: str = "fwrf",
+    about: Mapping[str, Any] | None = None,
 ) -> Location:
     """Write a fwRF model, whole or not at all on a local disk.
 
@@ -136,7 +143,11 @@ def write_fwrf(
         For each subject the labels of its voxels, with ``nedx_trunk (voxel)``, the trunk that
         each reads; and their `FIELDS`, some voxels after the other.
     trunks : sequence of dict
-        State dicts of the trunks.
+        State dicts of the trunks; none where the recipe says all of the network.
+    model_type : str
+        What opens it.
+    about : mapping, optional
+        Further attributes of the root, JSON values.
 
     Returns
     -------
@@ -160,7 +171,7 @@ def write_fwrf(
             hashes = list(names)
             for subject, (labels, heads) in members.items():
                 hashes += _write_heads(root.require_group(subject), labels.sizes["voxel"], heads)
-                storable_labels(labels, FIELDS).to_zarr(
+                storable_labels(labels, list(heads[0])).to_zarr(
                     store, group=subject, mode="a", zarr_format=3, consolidated=False
                 )
             root.attrs.put(
@@ -168,7 +179,8 @@ def write_fwrf(
                     "nedx_kind": "model",
                     "nedx_schema_version": SCHEMA_VERSION,
                     "nedx_status": "complete",
-                    "model_type": "fwrf",
+                    "model_type": model_type,
+                    **(about or {}),
                     "recipe": json.loads(recipe.model_dump_json()),
                     "members": list(members),
                     TRUNKS: names,
@@ -196,7 +208,7 @@ def _write_heads(
 ) -> list[str]:
     """Write voxels some after the other, in chunks that a small ROI fills; return their hashes."""
     arrays = {}
-    for name in FIELDS:
+    for name in heads[0]:
         tail = heads[0][name].shape[1:]
         step = max(1, min(_VOXELS_PER_CHUNK if tail else count, count))
         arrays[name] = group.create_array(

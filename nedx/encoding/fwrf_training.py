@@ -31,14 +31,13 @@ from nedx.encoding.fwrf_samples import (
     encoder_recipe,
     result_labels,
     split_samples,
-    without_partition,
 )
+from nedx.encoding.fwrf_scoring import correlations, image_correlations
 from nedx.encoding.fwrf_store import FIELDS, write_fwrf
 from nedx.encoding.keeping import keep_model
 from nedx.encoding.opening import open_model
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.errors import ModelError
-from nedx.metrics.correlation import pearson_r
 from nedx.store.location import Location
 
 if TYPE_CHECKING:
@@ -202,19 +201,8 @@ class FwrfTrainer(BaseEstimator):
         Repetitions and trials of an image are averaged; every response counts, of whatever
         partition.
         """
-        predicted = self.predict(stimuli)
-        split = split_samples(
-            stimuli.drop_vars("partition", errors="ignore"),
-            without_partition(responses),
-            None,
-            POLICY,
-        )
-        found = []
-        for name, samples in split.training.items():
-            ds = predicted[name].to_dataset() if isinstance(predicted, xr.DataTree) else predicted
-            images, means = samples.image_means()
-            found.append(_correlation(ds["response"].isel(image=images).values, means))
-        return float(np.concatenate(found).mean())
+        found = image_correlations(self.predict(stimuli), stimuli, responses, POLICY)
+        return float(np.concatenate(list(found.values())).mean())
 
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the fitted model; `nedx.load_model` opens it."""
@@ -333,15 +321,9 @@ def _correlations(
         parts = [
             training.predict(name, batch) for batch in image_batches(split.pixels, images, POLICY)
         ]
-        found[name] = torch.from_numpy(_correlation(torch.cat(parts).numpy(), means))
+        found[name] = torch.from_numpy(correlations(torch.cat(parts).numpy(), means))
     none = {name: torch.zeros(each.voxels) for name, each in split.training.items()}
     return {f"{_R}{name}": values for name, values in {**none, **found}.items()}
-
-
-def _correlation(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Return Pearson's r of each voxel, float32; 0 where one of both is constant."""
-    a, b = (xr.DataArray(each, dims=("image", "voxel")) for each in (predicted, measured))
-    return np.nan_to_num(pearson_r(a, b, "image").values).astype(np.float32)
 
 
 def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

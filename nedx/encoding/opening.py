@@ -41,6 +41,10 @@ def open_model(location: Location) -> LinearEncoder | FwrfEncoder:
         from nedx.encoding.fwrf_model import open_fwrf
 
         return open_fwrf(location, recipe, dict(root.attrs))
+    if root.attrs.get("model_type") == "fwrf_gaussian":
+        from nedx.encoding.fwrf_gaussian import open_gaussian
+
+        return open_gaussian(location, recipe, dict(root.attrs))
     return _linear(location, root, recipe)
 
 

@@ -187,7 +187,9 @@ def test_the_trunk_begins_as_published_and_drops_maps_while_it_trains():
     torch.manual_seed(0)
     trunk = new_trunk(np.array([0.1, 0.2, 0.3]))
     weight = trunk.enc.conv4a.conv1.weight
-    assert float(weight.detach().std()) == pytest.approx(np.sqrt(2) * np.sqrt(2 / (256 * 9)), rel=0.02)
+    assert float(weight.detach().std()) == pytest.approx(
+        np.sqrt(2) * np.sqrt(2 / (256 * 9)), rel=0.02
+    )
     assert trunk.mu.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert not trunk.mu.requires_grad
     x = torch.rand(2, 3, 227, 227)

@@ -1,0 +1,55 @@
+"""How well fwRF models predict: r of each voxel over images."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from nedx.encoding.fwrf_samples import Responses, split_samples, without_partition
+from nedx.metrics.correlation import pearson_r
+
+
+def image_correlations(
+    predicted: xr.Dataset | xr.DataTree, stimuli: xr.Dataset, responses: Responses, policy: str
+) -> dict[str, np.ndarray]:
+    """Correlate predictions with the mean response to each image.
+
+    Parameters
+    ----------
+    predicted : Dataset or DataTree
+        What `encode` made of the stimuli.
+    stimuli : Dataset
+        The images.
+    responses : Dataset or DataTree
+        As they are fitted to; every response counts, of whatever partition.
+    policy : str
+        Of the images.
+
+    Returns
+    -------
+    dict of str to ndarray of float32, (voxel,)
+        Pearson's r of each subject's voxels; 0 where predictions or responses are constant.
+    """
+    bare = stimuli.drop_vars("partition", errors="ignore")
+    split = split_samples(bare, without_partition(responses), None, policy)
+    found = {}
+    for name, samples in split.training.items():
+        tree = isinstance(predicted, xr.DataTree)
+        ds = predicted[name].to_dataset() if tree else predicted
+        variable = "response_predicted" if "response_predicted" in ds else "response"
+        images, means = samples.image_means()
+        rows = ds[variable].isel(image=images).transpose("image", "voxel")
+        found[name] = correlations(rows.values, means)
+    return found
+
+
+def correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Correlate responses (image, voxel) over images.
+
+    Returns
+    -------
+    ndarray of float32, (voxel,)
+        Pearson's r; 0 where one of both is constant.
+    """
+    a, b = (xr.DataArray(each, dims=("image", "voxel")) for each in (predicted, measured))
+    return np.nan_to_num(pearson_r(a, b, "image").values).astype(np.float32)
