@@ -44,7 +44,8 @@ def block_averages(
     -------
     Dataset
         ``response (trial, <neuroid>)``, float32, lazy, one trial a block, with the label,
-        ``session``, ``run`` and ``n_volumes``; runs in their order.
+        ``session``, ``run`` and ``n_volumes``; runs in their order. Where a coordinate
+        ``stimulus_id`` names the image of every block, it becomes ``image_id``.
 
     Raises
     ------
@@ -78,7 +79,7 @@ def block_averages(
     )
     averaged = averaged.assign_coords(n_volumes=(dim, counts.astype(np.int16)))
     steps = {"label": label, "rest": rest, "detrend": detrend, "zscore": "run" if zscore else None}
-    return parse(with_step(averaged, "block_averages", **steps))
+    return parse(with_step(_identified(averaged), "block_averages", **steps))
 
 
 def run_blocks(
@@ -113,6 +114,14 @@ def run_blocks(
     weights = (blocks == np.arange(blocks.max() + 1)[:, None]).astype(np.float64)
     averaged: np.ndarray = (weights @ courses) / weights.sum(1, keepdims=True)
     return averaged.astype(np.float32)
+
+
+def _identified(averaged: xr.Dataset) -> xr.Dataset:
+    if "stimulus_id" not in averaged.coords or (averaged["stimulus_id"] == "").any():
+        return averaged
+    named = averaged.rename_vars(stimulus_id="image_id")
+    named.attrs.pop("stimulus_identity", None)
+    return named
 
 
 def _run(array: Any, blocks: np.ndarray, degree: int | None, *, zscore: bool) -> da.Array:

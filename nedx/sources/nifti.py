@@ -44,6 +44,8 @@ class VolumeFile:
         Slope and intercept.
     affine : tuple of float
         The 16 elements, row by row: indices that count from 0 to mm, RAS+.
+    interval : float
+        Seconds from volume to volume; 0 where the header does not say.
     stamp : str
         Changes when the file does.
     """
@@ -55,6 +57,7 @@ class VolumeFile:
     offset: int
     scale: tuple[float, float]
     affine: tuple[float, ...]
+    interval: float
     stamp: str
 
     is_columnar = False
@@ -148,6 +151,7 @@ def open_volumes(location: Location, key: str) -> VolumeFile:
             int(data.offset),
             (float(data.slope), float(data.inter)),
             tuple(float(x) for x in np.asarray(image.affine).ravel()),
+            _interval(image),
             stamp(location, key),
         )
 
@@ -164,6 +168,15 @@ def _parsed(kinds: list[Any], holder: Any, url: str) -> Any:
     raise CorruptStoreError(
         f"{url} is no NIfTI or MGH file, or is damaged ({fault}). Fetch it again"
     ) from fault
+
+
+def _interval(image: Any) -> float:
+    zooms = image.header.get_zooms()
+    if len(zooms) < 4 or not hasattr(image.header, "get_xyzt_units"):
+        return 0.0
+    units = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+    # Where the unit is not said, seconds are meant.
+    return float(zooms[3]) * units.get(image.header.get_xyzt_units()[1], 1.0)
 
 
 def _uncompressed(location: Location, key: str) -> tuple[Location, str]:

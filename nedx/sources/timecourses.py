@@ -30,15 +30,16 @@ class Run:
         Seconds from the beginning of the run.
     labels : mapping of str to arrays (volume,)
         Coordinates, among them ``category``.
-    session, run : int
-        Numbers, as published.
+    session : int or str
+    run : int
+        As published.
     """
 
     file: VolumeFile
     volumes: np.ndarray
     onsets: np.ndarray
     labels: Mapping[str, np.ndarray]
-    session: int
+    session: int | str
     run: int
 
 
@@ -127,7 +128,13 @@ def _labels(runs: list[Run]) -> dict[str, Any]:
     }
     return {
         **columns,
-        "session": ("trial", np.repeat(np.array([run.session for run in runs], np.int16), lengths)),
+        "session": ("trial", np.repeat(_sessions(runs), lengths)),
         "run": ("trial", np.repeat(np.array([run.run for run in runs], np.int16), lengths)),
         "onset": ("trial", onsets, about),
     }
+
+
+def _sessions(runs: list[Run]) -> np.ndarray:
+    names = [run.session for run in runs]
+    is_number = all(isinstance(name, int) for name in names)
+    return np.array(names, np.int16 if is_number else object)
