@@ -39,7 +39,7 @@ ATTRS = {
     "source": "measured",
     "species": "human",
     "stimulus_type": "image",
-    "license": "CC-BY-4.0",
+    "license": "https://osf.io/3jk45",
     "references": CITATION,
 }
 
