@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from nedx.errors import SelectionError
@@ -79,7 +80,11 @@ def to_brainio(
     )
     if not multi_index:
         return assembly
-    return assembly.set_index({axis: tuple(some) for axis, some in labels.items()})
+    for axis, some in labels.items():
+        index = pd.MultiIndex.from_arrays(list(some.values()), names=list(some))
+        made = xr.Coordinates.from_pandas_multiindex(index, axis)
+        assembly = assembly.drop_vars(list(some)).assign_coords(made)
+    return assembly
 
 
 def _labels(array: xr.DataArray, dims: list[str]) -> dict[str, np.ndarray]:

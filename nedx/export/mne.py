@@ -10,15 +10,14 @@ import xarray as xr
 from nedx.errors import SchemaError, SelectionError, require
 from nedx.export.pieces import need_neuroids, one_group, one_subject, pick, refuse_large
 from nedx.schema import role_dim, sample_dim
+from nedx.sources.mne_files import UNITS
 
 if TYPE_CHECKING:
     import mne
 
-SI_UNITS = {"uV": 1e-6, "uV m-2": 1e-6, "fT": 1e-15, "fT cm-1": 1e-13}
-"""What one of the unit is in the SI unit that MNE keeps: V, V/m2, T, T/m."""
+SI_UNITS = {unit: 1 / factor for _, unit, factor in UNITS.values()}
+"""What one of a unit is in the SI unit that MNE keeps: V, V/m2, T, T/m."""
 
-_TYPES = {"uV": ("eeg", "ecog", "seeg", "dbs", "eog", "ecg", "emg"), "uV m-2": ("csd",)}
-_TYPES |= {"fT": ("mag", "ref_meg"), "fT cm-1": ("grad",)}
 # How far the steps of a regular time axis may differ, of a step.
 _STEP_TOLERANCE = 1e-3
 
@@ -125,12 +124,18 @@ def make_info(
     if "channel" not in array.coords:
         raise SchemaError(f"{array.name!r}", ["channels have no names: no coordinate 'channel'"])
     names = [str(name) for name in array["channel"].values]
-    info = mne.create_info(names, sampling_frequency, _channel_types(array, _unit(array, units)))
+    unit = _unit(array, units)
+    info = mne.create_info(names, sampling_frequency, _channel_types(array, unit))
     subject = array.coords.get("subject")
     if subject is not None and subject.ndim == 0:
         info["subject_info"] = {"his_id": str(subject.item())}
     if positions:
         _place(mne, info, names, array)
+    if unit == "uV m-2":
+        # Only now, and as MNE's own transform does: it places no channels of this type.
+        fiff = mne.io.constants.FIFF
+        for channel in info["chs"]:
+            channel.update(coil_type=fiff.FIFFV_COIL_EEG_CSD, unit=fiff.FIFF_UNIT_V_M2)
     return info
 
 
@@ -151,12 +156,12 @@ def _unit(array: xr.DataArray, units: str | None) -> str:
 
 
 def _channel_types(array: xr.DataArray, unit: str) -> list[str]:
-    allowed = _TYPES[unit]
+    # Current source density is that of EEG channels.
+    base = "uV" if unit == "uV m-2" else unit
+    allowed = [kind for kind, (_, own, _) in UNITS.items() if own == base]
     if "channel_type" not in array.coords:
         return [allowed[0]] * array.sizes["channel"]
     types = [str(name) for name in array["channel_type"].values]
-    if unit == "uV m-2":
-        types = ["csd" if name == "eeg" else name for name in types]
     wrong = sorted(set(types) - set(allowed))
     if wrong:
         raise SchemaError(
@@ -172,7 +177,7 @@ def _channel_types(array: xr.DataArray, unit: str) -> list[str]:
 def _place(mne: Any, info: Any, names: list[str], array: xr.DataArray) -> None:
     """Put the sensors where they are."""
     places = positions_of(array)
-    if info.get_channel_types(unique=True)[0] in _TYPES["uV"] + _TYPES["uV m-2"]:
+    if info.get_channel_types(unique=True)[0] not in ("mag", "grad"):
         if places is None:
             montage = _standard_montage(mne, names)
         else:
@@ -183,8 +188,9 @@ def _place(mne: Any, info: Any, names: list[str], array: xr.DataArray) -> None:
     if places is None:
         fault = "sensors have no coordinates x, y, z (m); to go without, type positions=False"
         raise SchemaError(f"{array.name!r}", [fault])
-    # The places of coils are in the frame of the device: here it is that of the head.
-    info["dev_head_t"] = mne.transforms.Transform("meg", "head")
+    if array["x"].attrs.get("coordinate_frame") != "device":
+        # MNE keeps coils in the frame of the device: here it is that of the head.
+        info["dev_head_t"] = mne.transforms.Transform("meg", "head")
     for channel, place in zip(info["chs"], places, strict=True):
         channel["loc"][:3] = place
 
@@ -213,7 +219,10 @@ def positions_of(array: xr.DataArray) -> np.ndarray | None:
 
 def _standard_montage(mne: Any, names: list[str]) -> Any:
     """Return MNE's montage ``standard_1005``, its channels spelled as they are here."""
-    montage = mne.channels.make_standard_montage("standard_1005")
+    # MNE 1.13 gave it a new name, of the head that it was measured on.
+    there = mne.channels.get_builtin_montages()
+    name = "colin27_1005" if "colin27_1005" in there else "standard_1005"
+    montage = mne.channels.make_standard_montage(name)
     spelled = {name.lower(): name for name in montage.ch_names}
     unknown = [name for name in names if name.lower() not in spelled]
     if unknown:

@@ -56,12 +56,11 @@ class Plots:
 
         return plot_surface(self._obj, *args, **options)
 
-    def rdm(self, variable: str = "rdm", **options: Any) -> Axes:
-        """Draw a dissimilarity matrix of the Dataset; see `nedx.plot.rdm.plot_rdm`."""
-        from nedx.export.pieces import one_group, pick
-        from nedx.plot.rdm import plot_rdm
+    def rdm(self, method: str = "correlation", **options: Any) -> Axes:
+        """Draw the dissimilarities of all pairs of images; see `nedx.plot.rdm.plot_rdm_of`."""
+        from nedx.plot.rdm import plot_rdm_of
 
-        return plot_rdm(pick(one_group(self._obj), variable), **options)
+        return plot_rdm_of(self._obj, method, **options)
 
     def images(self, *args: Any, **options: Any) -> Axes:
         """Draw responses beside their images; see `nedx.plot.images.plot_images`."""

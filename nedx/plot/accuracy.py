@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import xarray as xr
 
-from nedx.errors import SelectionError
+from nedx.errors import SelectionError, close_matches
+from nedx.metrics.accuracy import explained_variance
 from nedx.plot.drawing import axes_or_new, by_subject
 from nedx.schema import neuroid_dim
 from nedx.selection import Names
@@ -19,27 +21,7 @@ _ACCURACIES = ("accuracy", "encoding_accuracy")
 # The published figures leave out what can hardly be predicted, but for the scatter.
 MIN_CEILING = 0.1
 
-
-def explained_variance(accuracy: np.ndarray, noise_ceiling: np.ndarray) -> np.ndarray:
-    """Return the explained part of the explainable variance: min(1, r^2 / noise ceiling).
-
-    Negative r counts as 0, as in NED and BERG. Gifford et al. 2024, NED, "encoding accuracy".
-
-    Parameters
-    ----------
-    accuracy : ndarray
-        Pearson r.
-    noise_ceiling : ndarray
-        Fractions of variance.
-
-    Returns
-    -------
-    ndarray
-        Fractions, of the same shape; NaN where the ceiling is 0 or less.
-    """
-    r2 = np.maximum(accuracy, 0) ** 2
-    ceiling = np.where(noise_ceiling > 0, noise_ceiling, np.nan)
-    return np.minimum(r2 / ceiling, 1)
+_Pair: TypeAlias = tuple[xr.DataArray, xr.DataArray]
 
 
 def plot_accuracy_scatter(
@@ -71,13 +53,13 @@ def plot_accuracy_scatter(
     """
     groups = _by_roi(obj, roi)
     ax = axes_or_new(ax, (4.5, 4.2))
-    many = sum(len(accuracy) for accuracy, _ in groups.values()) > 2000
+    many = sum(accuracy.size for accuracy, _ in groups.values()) > 2000
     for name, (accuracy, ceiling) in groups.items():
         label = name or None
         # Points by the thousand as pixels: as vectors they make files that nothing opens.
         ax.scatter(
-            ceiling,
-            np.maximum(accuracy, 0) ** 2,
+            ceiling.values,
+            accuracy.clip(min=0).values ** 2,
             s=3 if many else 12,
             alpha=0.3 if many else 0.7,
             linewidths=0,
@@ -124,8 +106,14 @@ def plot_accuracy_histogram(
     groups = _by_roi(obj, roi)
     ax = axes_or_new(ax, (5.0, 3.6))
     edges = np.linspace(0, 1, bins + 1).tolist()
-    for position, (name, (accuracy, ceiling)) in enumerate(groups.items()):
-        explained = _reliable(accuracy, ceiling, min_ceiling, name)
+    for position, (name, pair) in enumerate(groups.items()):
+        explained = _explained(pair, min_ceiling)
+        if not explained.size:
+            whose = f" of {name}" if name else ""
+            raise SelectionError(
+                f"no neuroid{whose} has a noise ceiling of {min_ceiling:g}; "
+                f"the highest is {float(pair[1].max()):.3g}. Type min_ceiling=0 for all"
+            )
         colour, filled = f"C{position}", len(groups) == 1
         ax.hist(
             explained,
@@ -170,22 +158,20 @@ def plot_accuracy_bars(
     SelectionError
         If accuracy, ceiling, ``roi_mask`` or a ROI is not there.
     """
-    subjects = {label: _means(ds, roi, min_ceiling) for label, ds in by_subject(obj)}
+    subjects = {}
+    for label, ds in by_subject(obj):
+        explained = {n: _explained(_pair(d), min_ceiling) for n, d in _members(ds, roi).items()}
+        subjects[label] = {name: v.mean() if v.size else np.nan for name, v in explained.items()}
     names = list(dict.fromkeys(name for means in subjects.values() for name in means))
     table = np.array([[means.get(n, np.nan) for n in names] for means in subjects.values()])
     width = 0.8 / len(subjects)
     ax = axes_or_new(ax, (1.5 + len(names) * max(0.5, 0.22 * len(subjects)), 3.4))
-    middles = np.arange(len(names))
+    middles, greys = np.arange(len(names)), [f"{g:.2f}" for g in np.linspace(0.3, 0.8, len(table))]
     for row, (label, means) in enumerate(zip(subjects, table, strict=True)):
         offset = (row - (len(subjects) - 1) / 2) * width
-        shade = (
-            f"{0.35 + 0.45 * row / max(1, len(subjects) - 1):.2f}" if len(subjects) > 1 else "C0"
-        )
-        ax.bar(middles + offset, means, width * 0.9, color=shade, label=label or None)
+        ax.bar(middles + offset, means, width * 0.9, color=greys[row], label=label or None)
     if len(subjects) > 1:
-        over = np.array(
-            [np.mean(c[np.isfinite(c)]) if np.isfinite(c).any() else np.nan for c in table.T]
-        )
+        over = xr.DataArray(table, dims=("subject", "roi")).mean("subject")
         ax.hlines(over, middles - 0.45, middles + 0.45, color="C3", linestyle="--", label="mean")
     ax.set_xticks(middles, names, rotation=45 if len(names) > 6 else 0)
     ax.set(ylim=(0, 1), ylabel="explained of explainable variance")
@@ -194,8 +180,8 @@ def plot_accuracy_bars(
     return ax
 
 
-def _pair(ds: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return accuracy and ceiling of every neuroid (and time) of one subject, float64."""
+def _pair(ds: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return accuracy and ceiling of every neuroid (and time) of one subject."""
     name = next((name for name in _ACCURACIES if name in ds), None)
     missing = [] if name else ["'accuracy'"]
     missing += [] if "noise_ceiling" in ds else ["'noise_ceiling'"]
@@ -204,8 +190,10 @@ def _pair(ds: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
             f"no variable {' and no '.join(missing)}; add them first: ds.ned.score(), of "
             "responses with repetitions"
         )
-    accuracy, ceiling = xr.broadcast(ds[name], ds["noise_ceiling"])
-    return accuracy.values.astype(np.float64), ceiling.values.astype(np.float64)
+    chosen = ds[[name, "noise_ceiling"]] if "noise_ceiling" in ds.data_vars else ds[[name]]
+    loaded = chosen.load()
+    accuracy, ceiling = xr.broadcast(loaded[name], loaded["noise_ceiling"])
+    return accuracy, ceiling
 
 
 def _members(ds: xr.Dataset, roi: Names | None) -> dict[str, xr.Dataset]:
@@ -215,59 +203,40 @@ def _members(ds: xr.Dataset, roi: Names | None) -> dict[str, xr.Dataset]:
             "no 'roi_mask (roi, <neuroid>)' says which neuroids belong to a ROI; leave roi= out, "
             "or open the data anew with roi="
         )
-    from nedx.selection import resolve
-
     dim = str(neuroid_dim(ds))
-    wanted = [roi] if isinstance(roi, str) else list(roi or map(str, ds["roi"].values))
-    known = {str(name) for name in ds["roi"].values}
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        resolve(ds, roi=unknown)
-    mask = ds["roi_mask"].transpose("roi", dim).values
     rows = {str(name): row for row, name in enumerate(ds["roi"].values)}
+    wanted = [roi] if isinstance(roi, str) else list(roi or rows)
+    for name in wanted:
+        if name not in rows:
+            raise SelectionError(f"unknown ROI {name!r}: {close_matches(name, rows)}")
+    mask = ds["roi_mask"].transpose("roi", dim).values
     found = {name: np.flatnonzero(mask[rows[name]]) for name in wanted}
-    values = ds[[n for n in (*_ACCURACIES, "noise_ceiling") if n in ds]].load()
-    return {name: values.isel({dim: own}) for name, own in found.items() if own.size}
+    return {name: ds.isel({dim: own}) for name, own in found.items() if own.size}
 
 
-def _by_roi(
-    obj: xr.Dataset | xr.DataTree, roi: Names | None
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _by_roi(obj: xr.Dataset | xr.DataTree, roi: Names | None) -> dict[str, _Pair]:
     """Return accuracy and ceiling by ROI, of all subjects together; under "" without ROIs."""
-    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    parts: dict[str, list[tuple[xr.DataArray, xr.DataArray]]] = {}
     for _, ds in by_subject(obj):
         groups = {"": ds} if roi is None else _members(ds, roi)
         for name, group in groups.items():
-            accuracy, ceiling = _pair(group)
-            parts.setdefault(name, []).append((accuracy.ravel(), ceiling.ravel()))
+            parts.setdefault(name, []).append(_pair(group))
     if not parts:
         raise SelectionError(f"no neuroid belongs to {roi!r}")
     return {
-        name: (np.concatenate([a for a, _ in some]), np.concatenate([c for _, c in some]))
+        name: (_joined(a for a, _ in some), _joined(c for _, c in some))
         for name, some in parts.items()
     }
 
 
-def _reliable(
-    accuracy: np.ndarray, ceiling: np.ndarray, min_ceiling: float, name: str
-) -> np.ndarray:
-    kept = (ceiling >= min_ceiling) & np.isfinite(accuracy)
-    if not kept.any():
-        where = f" of {name}" if name else ""
-        most = np.nanmax(ceiling, initial=0)
-        raise SelectionError(
-            f"no neuroid{where} has a noise ceiling of {min_ceiling:g}; the highest is {most:.3g}. "
-            "Type min_ceiling=0 for all"
-        )
-    return explained_variance(accuracy[kept], ceiling[kept])
+def _joined(arrays: Iterable[xr.DataArray]) -> xr.DataArray:
+    """Put the values of several subjects one after another, without labels."""
+    return xr.DataArray(np.concatenate([a.values.ravel() for a in arrays]), dims="neuroid")
 
 
-def _means(ds: xr.Dataset, roi: Names | None, min_ceiling: float) -> dict[str, float]:
-    """Return the mean explained variance of each ROI of one subject; NaN where none is left."""
-    means = {}
-    for name, group in _members(ds, roi).items():
-        accuracy, ceiling = _pair(group)
-        explained = explained_variance(accuracy, np.where(ceiling >= min_ceiling, ceiling, np.nan))
-        finite = explained[np.isfinite(explained)]
-        means[name] = float(finite.mean()) if finite.size else np.nan
-    return means
+def _explained(pair: _Pair, min_ceiling: float) -> np.ndarray:
+    """Return the explained variance of what can be predicted, in one row; as published."""
+    accuracy, ceiling = pair
+    kept = (ceiling >= min_ceiling) & (ceiling > 0)
+    values = explained_variance(accuracy, ceiling, as_published=True).values[kept.values]
+    return values[np.isfinite(values)]

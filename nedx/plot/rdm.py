@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError
-from nedx.export.pieces import refuse_large
-from nedx.plot.drawing import axes_or_new, colours, named
+from nedx.export.pieces import one_group, refuse_large
+from nedx.plot.drawing import at_time, axes_or_new, colours, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,18 +19,25 @@ _MOST_NAMES = 40
 
 
 def plot_rdm(
-    rdm: xr.DataArray, *, by: str | None = "category", colorbar: bool = True, ax: Axes | None = None
+    rdm: xr.DataArray,
+    *,
+    by: str | None = "category",
+    time: float | tuple[float, float] | None = None,
+    colorbar: bool = True,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw a representational dissimilarity matrix; computes it.
 
     Parameters
     ----------
-    rdm : DataArray (image, other image)
-        Square, for example `nedx.metrics.rsa` of one subject and time. The diagonal is left blank.
+    rdm : DataArray (image, image_2)
+        Square, as `nedx.metrics.rsa.rdm` makes it, of one subject. The diagonal is left blank.
     by : str, optional
         A label of the first dim whose values group images; the images are put in its order and
         the groups are named. Without such a label images stay as they are, and few are named by
         ``image_id``.
+    time : float or (start, stop), optional
+        Where there are times: the one to draw, or the window to average, in seconds.
     colorbar : bool
         Whether to draw a scale beside it.
     ax : matplotlib.axes.Axes, optional
@@ -45,10 +52,11 @@ def plot_rdm(
     SchemaError
         If it is not a square matrix.
     SelectionError
-        If it is too large to draw.
+        If it is too large to draw, or a time is needed.
     MissingExtraError
         If matplotlib is not installed.
     """
+    rdm = at_time(rdm, time).squeeze()
     if rdm.ndim != 2 or rdm.shape[0] != rdm.shape[1]:
         sizes = ", ".join(f"{dim} {size}" for dim, size in rdm.sizes.items())
         fault = f"dims {sizes}; expected a square of images: select one subject, time and model"
@@ -75,6 +83,31 @@ def plot_rdm(
     if colorbar:
         ax.figure.colorbar(image, ax=ax, label=named(rdm), shrink=0.8)
     return ax
+
+
+def plot_rdm_of(obj: xr.Dataset | xr.DataTree, method: Any = "correlation", **options: Any) -> Axes:
+    """Draw the RDM that a Dataset holds as ``rdm``, or that of its responses.
+
+    Parameters
+    ----------
+    obj : Dataset or DataTree
+        Of one subject: ``rdm (image, image_2[, time])``, or responses.
+    method : str
+        How to compare responses, as `nedx.metrics.rsa.rdm` takes it.
+    **options
+        Of `plot_rdm`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    from nedx.metrics.rsa import rdm
+
+    ds = one_group(obj)
+    found = ds["rdm"] if "rdm" in ds else rdm(ds, method)
+    if "rdm" not in ds and "category" in ds.coords and ds["category"].dims == ("image",):
+        found = found.assign_coords(category=("image", ds["category"].values))
+    return plot_rdm(found, **options)
 
 
 def _name(ax: Axes, labels: np.ndarray | None) -> None:
