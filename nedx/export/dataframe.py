@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from nedx.errors import SelectionError
 from nedx.export.pieces import one_group, pick
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MOST_ROWS = 10_000_000
 """As many rows as a table has without being asked for more."""
@@ -43,8 +39,6 @@ def to_dataframe(
     SelectionError
         If it would have more rows; says what to select.
     """
-    import pandas as pd
-
     array = pick(one_group(obj), variable)
     if array.size > max_rows:
         sizes = ", ".join(f"{dim} {size:,}" for dim, size in array.sizes.items())
@@ -69,8 +63,6 @@ def to_dataframe(
 
 def _column(coord: xr.DataArray, array: xr.DataArray) -> pd.Categorical | np.ndarray:
     """Repeat labels along the dims that they do not have; strings as categories."""
-    import pandas as pd
-
     own = coord.transpose(*(dim for dim in array.dims if dim in coord.dims)).values
     categories = None
     if own.dtype.kind in "OUT":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from nedx.errors import SchemaError, SelectionError, require
@@ -279,8 +280,6 @@ def _epochs(
     mne: Any, values: np.ndarray, info: Any, start: float, metadata: dict[str, np.ndarray]
 ) -> Any:
     """Return epochs whose events are the images."""
-    import pandas as pd
-
     shown = metadata.get("image_id", np.full(len(values), "image", dtype=object)).astype(str)
     names, codes = np.unique(shown, return_inverse=True)
     # Events of a recording come one after another; these were cut out of it.
