@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from nedx.stimuli.preprocessing import check_pixels
 
 ALL = "all"
 """The ROI that all voxels belong to where the responses name none."""
-_WINDOW_BYTES = 2**28
+_WINDOW_BYTES = 2**27
 _FROM_RESPONSE = ("normalization", "normalization_scope", "transform")
 _FROM_DATASET = ("modality", "species", "dataset", "license", "citation")
 
@@ -177,6 +178,7 @@ def split_samples(
             known[name] |= dict.fromkeys(ids[each.image], "val")
             known[name] |= dict.fromkeys(ids[training[name].image], "train")
     _check_disjoint(every, training, held, ids)
+    _check_untested(stimuli, training, ids)
     held = {name: each for name, each in held.items() if len(each)}
     return Split(stimuli["pixels"], ids, training, held, known)
 
@@ -229,6 +231,21 @@ def _check_disjoint(
                     f"images, first {ids[both[0]]!r}: an image belongs to one of them. Set "
                     "'partition' to 'train', 'val' or 'test' by image"
                 )
+
+
+def _check_untested(stimuli: xr.Dataset, training: Mapping[str, Samples], ids: np.ndarray) -> None:
+    """Raise ModelError where the stimuli call an image a test image that is trained on."""
+    if "partition" not in stimuli or stimuli["partition"].dims != ("image",):
+        return
+    tested = np.flatnonzero(stimuli["partition"].values.astype(str) == "test")
+    for subject, samples in training.items():
+        both = np.intersect1d(tested, samples.image)
+        if len(both):
+            raise ModelError(
+                f"{len(both)} training images of {subject!r} are test images by the 'partition' of "
+                f"the stimuli, first {ids[both[0]]!r}. Leave these responses out, or drop the "
+                "partition that is wrong"
+            )
 
 
 def _paired(stimuli: xr.Dataset, responses: Responses) -> Iterator[tuple[Samples, xr.Dataset]]:
@@ -376,8 +393,13 @@ def without_partition(responses: Responses) -> Responses:
     return responses.drop_vars("partition", errors="ignore")
 
 
-def check_values(samples: Samples) -> None:
+def check_values(samples: Samples) -> str:
     """Read all responses once, and refuse what cannot be fitted.
+
+    Returns
+    -------
+    str
+        sha256 of the range of each voxel's responses, by which they are known again.
 
     Raises
     ------
@@ -401,6 +423,7 @@ def check_values(samples: Samples) -> None:
                 f"{what}: {', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''}. "
                 f"{advice}. Type: responses.isel(voxel=keep)"
             )
+    return hashlib.sha256(np.stack([low, high]).tobytes()).hexdigest()
 
 
 def result_labels(split: Split, subject: str) -> xr.Dataset:

@@ -175,15 +175,14 @@ class FwrfTrainer(BaseEstimator):
                 "there are no validation images to choose the epoch by: none is of the partition "
                 "'val'. Set 'partition (image)', or give validation=responses to other images"
             )
-        for samples in split.training.values():
-            check_values(samples)
+        values = [check_values(samples) for samples in split.training.values()]
         targets = {name: each.image_means() for name, each in split.validation.items()}
         for name, (_, means) in targets.items():
             if not np.isfinite(means).all():
                 raise ModelError(
                     f"validation responses of {name!r} are NaN or infinite: leave these images out"
                 )
-        progress, best = self._train(split, targets)
+        progress, best = self._train(split, targets, self._fingerprint(split, values))
         self.history_, self.best_epoch_ = progress.history, progress.best_epoch
         recipe = encoder_recipe(split, responses, default_recipe("gnet"), "fwrf")
         self.model_ = self._stored(split, best, recipe)
@@ -221,11 +220,11 @@ class FwrfTrainer(BaseEstimator):
         if self.precision not in ("float32", "bf16"):
             raise ModelError(f"unknown precision {self.precision!r}; type 'float32' or 'bf16'")
 
-    def _train(self, split: Split, targets: Targets) -> tuple[Progress, Tensors]:
+    def _train(self, split: Split, targets: Targets, fingerprint: str) -> tuple[Progress, Tensors]:
         """Train what epochs are left; return how it went, and weights and r of the best."""
         folder = None if self.checkpoint is None else Path(self.checkpoint)
-        progress, best = Progress(self._fingerprint(split)), None
-        held = read_checkpoint(folder, progress.fingerprint) if folder else None
+        progress, best = Progress(fingerprint), None
+        held = read_checkpoint(folder, fingerprint) if folder else None
         training = self._start(split, begun=held is not None)
         if held is not None:
             progress, state, best = held
@@ -275,7 +274,7 @@ class FwrfTrainer(BaseEstimator):
             )
         return loss
 
-    def _fingerprint(self, split: Split) -> str:
+    def _fingerprint(self, split: Split, values: list[str]) -> str:
         ignored = ("max_epochs", "checkpoint", "device")
         parameters = {k: v for k, v in self.get_params().items() if k not in ignored}
         data = {
@@ -285,7 +284,14 @@ class FwrfTrainer(BaseEstimator):
             }
             for kind, members in (("train", split.training), ("val", split.validation))
         }
-        return fingerprint_of({"parameters": parameters, "data": data})
+        return fingerprint_of(
+            {
+                "parameters": parameters,
+                "data": data,
+                "values": values,
+                "pixels": list(split.pixels.shape),
+            }
+        )
 
     def _stored(
         self, split: Split, best: Mapping[str, torch.Tensor], recipe: EncoderRecipe

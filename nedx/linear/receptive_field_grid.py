@@ -127,7 +127,7 @@ class CandidateSearch:
     alphas : ndarray of float64, (alpha,)
         Penalties tried, as in scikit-learn's ``Ridge`` on standardised features.
     training, held : ndarray of float32, (image, voxel)
-        Responses to fit to, and to choose by.
+        Responses to fit to, and to choose by; the mean of the former is taken off both.
     candidate : ndarray of int64, (voxel,)
         Which receptive field.
     alpha : ndarray of float64, (voxel,)
@@ -149,9 +149,12 @@ class CandidateSearch:
     loss: np.ndarray = field(init=False)
     coef: np.ndarray = field(init=False)
     intercept: np.ndarray = field(init=False)
+    _middle: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         voxels = self.training.shape[1]
+        self._middle = self.training.mean(0, dtype=np.float64).astype(np.float32)
+        self.training, self.held = self.training - self._middle, self.held - self._middle
         self.candidate = np.zeros(voxels, np.int64)
         self.alpha = np.zeros(voxels)
         self.loss = np.full(voxels, np.inf)
@@ -177,20 +180,15 @@ class CandidateSearch:
         x = (x - mean) / scale
         values, vectors = np.linalg.eigh(x.T @ x)
         values = values.clip(0)
-        seen = ((np.asarray(held, np.float64) - mean) / scale) @ vectors
-        rotated = x @ vectors
+        # Products with all voxels in float32: features are standardised, responses centred.
+        seen = (((np.asarray(held, np.float64) - mean) / scale) @ vectors).astype(np.float32)
+        rotated = (x @ vectors).T.astype(np.float32)
+        shrinkage = (1 / (values + self.alphas[:, None])).astype(np.float32)[:, :, None]
         for start in range(0, self.training.shape[1], _VOXELS_AT_A_TIME):
             part = slice(start, start + _VOXELS_AT_A_TIME)
-            y = self.training[:, part].astype(np.float64)
-            middle = y.mean(0)
-            cross = rotated.T @ (y - middle)
+            cross = rotated @ self.training[:, part]
             errors = np.stack(
-                [
-                    (
-                        (seen @ (cross / (values + a)[:, None]) + middle - self.held[:, part]) ** 2
-                    ).mean(0)
-                    for a in self.alphas
-                ]
+                [((seen @ (cross * each) - self.held[:, part]) ** 2).mean(0) for each in shrinkage]
             )
             best = errors.argmin(0)
             loss = errors[best, np.arange(len(best))]
@@ -200,4 +198,4 @@ class CandidateSearch:
             where = start + better
             self.candidate[where], self.alpha[where] = candidate, alpha
             self.loss[where], self.coef[where] = loss[better], coef.T
-            self.intercept[where] = middle[better] - mean @ coef
+            self.intercept[where] = self._middle[where] - mean @ coef

@@ -285,6 +285,25 @@ def test_subjects_and_rois_share_a_trunk(tmp_path):
     np.testing.assert_allclose(got, out["sub-02"]["response"].values, atol=1e-6)
 
 
+def test_subjects_on_one_dimension_have_heads_of_their_own():
+    seen, ds = toy()
+    values = np.random.default_rng(2).standard_normal((2, 12, 3)).astype(np.float32)
+    mask = np.array([[[1, 1, 0]], [[0, 1, 1]]], bool)
+    both = ds.drop_vars("response").assign_coords(
+        subject=np.array(["sub-01", "sub-03"], dtype=object),
+        roi=np.array(["V1"], dtype=object),
+        roi_mask=(("subject", "roi", "voxel"), mask),
+    )
+    both["response"] = ("subject", "image", "voxel"), values, ATTRS
+    split = split_samples(seen, both, None, "fwrf")
+    assert list(split.training) == ["sub-01", "sub-03"]
+    for i, samples in enumerate(split.training.values()):
+        np.testing.assert_array_equal(samples.read(np.arange(8)), values[i, :8])
+    out = seen.ned.encode(FwrfTrainer(**SMALL).fit(seen, both))
+    for name, own in zip(("sub-01", "sub-03"), mask, strict=True):
+        np.testing.assert_array_equal(out[name]["roi_mask"].values, own)
+
+
 def test_validation_images_can_be_given_and_repetitions_count_as_samples():
     seen = stimuli(8)
     ids, rng = seen["image_id"].values, np.random.default_rng(0)
@@ -411,6 +430,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     FwrfTrainer(**SMALL, checkpoint=folder).fit(*toy())
     with pytest.raises(ModelError, match="another training"):
         FwrfTrainer(**SMALL, seed=1, checkpoint=folder).fit(*toy())
+    seen, ds = toy()
+    with pytest.raises(ModelError, match="another training"):
+        FwrfTrainer(**SMALL, checkpoint=folder).fit(seen, ds.assign(response=2 * ds["response"]))
     (state,) = folder.glob("state-*")
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(CorruptStoreError, match="differs from what was written"):
@@ -487,6 +509,13 @@ def test_bad_responses_are_refused_before_training(change, message, monkeypatch)
     monkeypatch.setattr(FwrfTrainer, "_train", lambda *_: pytest.fail("training began"))
     with pytest.raises(ModelError, match=message):
         FwrfTrainer(**SMALL).fit(seen, change(ds))
+
+
+def test_test_images_of_the_stimuli_are_not_trained_on():
+    seen, ds = toy()
+    tested = seen.assign_coords(partition=("image", parts(7, 4, 1)[[*range(6), 11, *range(6, 11)]]))
+    with pytest.raises(ModelError, match="1 training images of 'sub-01' are test images"):
+        FwrfTrainer(**SMALL).fit(tested, ds)
 
 
 def test_validation_that_is_given_is_checked():
