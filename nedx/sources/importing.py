@@ -91,6 +91,8 @@ class Source:
 _SUBJECT = Argument("subject", "for example 1,2; all by default", words)
 _SESSIONS = Argument("sessions", "counted from 1: 1,2,3; all by default", words)
 _MISSING = Argument("missing", "values that are not finite", choices=("error", "zero"))
+_ROI = Argument("roi", "only voxels of these, for example V1,FFA1", words)
+_BETAS = Argument("normalize", "within each session", choices=("zscore", "none"))
 _TIMECOURSES = Argument("normalize", "within each run", choices=("percent", "zscore"))
 
 SOURCES: dict[str, Source] = {
@@ -133,6 +135,23 @@ SOURCES: dict[str, Source] = {
         "fMRI of faces, houses and six other categories, one subject: NIfTI",
         (_TIMECOURSES, _MISSING),
     ),
+    "laion-fmri": Source(
+        "nedx.sources.laion_fmri",
+        "open_laion_fmri",
+        "single-trial betas of LAION-fMRI: NIfTI",
+        (
+            _SUBJECT,
+            _SESSIONS,
+            _ROI,
+            Argument(
+                "ceiling",
+                "Noiseceiling12rep by default",
+                choices=("Noiseceiling12rep", "Noiseceiling4rep", "NoiseceilingAllrep"),
+            ),
+            _BETAS,
+            _MISSING,
+        ),
+    ),
     "nsd": Source(
         "nedx.sources.nsd",
         "open_nsd",
@@ -143,7 +162,7 @@ SOURCES: dict[str, Source] = {
             _SESSIONS,
             Argument("mask", "voxels of a family of ROIs, such as nsdgeneral, or all"),
             Argument("betas", "the version: betas_fithrf_GLMdenoise_RR by default"),
-            Argument("normalize", choices=("zscore", "none")),
+            _BETAS,
             _MISSING,
         ),
     ),
@@ -161,6 +180,22 @@ SOURCES: dict[str, Source] = {
             _SESSIONS,
             Argument("image_metadata", "image_metadata.npy, where it is not beside the root"),
             Argument("montage", "of MNE, or a .vhdr; by default the session's, else easycap-M1"),
+        ),
+    ),
+    "things-fmri": Source(
+        "nedx.sources.things_fmri",
+        "open_things_fmri",
+        "single-trial betas of THINGS-fMRI, table format: HDF5 and CSV",
+        (_SUBJECT, _ROI, _BETAS, _MISSING),
+    ),
+    "things-eeg2-preprocessed": Source(
+        "nedx.sources.things_eeg2",
+        "open_preprocessed",
+        "THINGS-EEG2 as it was prepared by its authors, NICE, UBP or NeuroBridge",
+        (
+            _SUBJECT,
+            Argument("image_metadata", "image_metadata.npy, where it is not beside the root"),
+            Argument("normalization", "where files do not tell", choices=("whitened", "zscore")),
         ),
     ),
 }

@@ -1,0 +1,278 @@
+"""THINGS-EEG2 as others prepared it: four layouts of files under the same few names.
+
+The first bytes say how a file is packed, its keys whose it is: the release of Gifford et al.
+(``.npy``), NICE and what followed it (a pickle that is called ``.npy``), UBP (``.pt``) and
+NeuroBridge (a pickle whose array has the concepts as an axis of their own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from nedx.errors import SelectionError, SourceError, StoreError, close_matches
+from nedx.preprocessing.steps import with_step
+from nedx.schema import parse, subject_label
+from nedx.selection import Subjects
+from nedx.sources.mapped_pickles import lazy_array, open_pickled
+from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images, scalp_labels
+from nedx.store.location import Location
+
+Normalization = Literal["whitened", "zscore"]
+
+_NAMES = {
+    "train": ("preprocessed_eeg_training.npy", "train.pt", "train.npy"),
+    "test": ("preprocessed_eeg_test.npy", "test.pt", "test.npy"),
+}
+_KEYS = {"preprocessed_eeg_data": "nice", "eeg": "ubp", "data": "neurobridge"}
+_CHUNK_BYTES = 2**24
+_EARLY = 50
+"""Times before stimulus onset that files name but do not hold."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file: whose layout it has, and what it holds."""
+
+    path: Path
+    partition: str
+    flavour: str
+    key: str
+    held: Mapping[str, Any]
+
+
+def open_preprocessed(
+    root: str | Path | Location,
+    *,
+    subject: Subjects | None = None,
+    image_metadata: str | Path | None = None,
+    normalization: Normalization | None = None,
+) -> xr.Dataset | xr.DataTree:
+    """Open prepared recordings as single trials, lazily, where they lie in their files.
+
+    Parameters
+    ----------
+    root : str, Path or Location
+        A local folder with ``sub-01`` and so on, or the folder of one subject. In it lie
+        ``preprocessed_eeg_training.npy``, ``train.pt`` or ``train.npy``, and the same for test.
+    subject : str, int or sequence, optional
+        All that are there by default.
+    image_metadata : path, optional
+        ``image_metadata.npy``; looked for in ``root`` and beside it. UBP's files need none.
+    normalization : {"whitened", "zscore"}, optional
+        What was done to the values, which files do not say. Known of the official release
+        (whitened by training and test data of a session) and of NICE (by training data); of UBP
+        where ``whiten`` is in the name of a folder. NeuroBridge's files hold either.
+
+    Returns
+    -------
+    Dataset or DataTree
+        ``response (trial, channel, time)``, float32; of several subjects a DataTree with a child
+        for each. Along ``trial``: ``image_id``, ``repetition`` (as in the file), ``partition``,
+        and ``session`` (from 1) where the file tells it. To make
+        ``(image, repetition, channel, time)`` of one partition, use
+        `nedx.preprocessing.repetitions.stack_repetitions`.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such subject, or the normalization is not known.
+    SourceError
+        If files are missing, of another layout, or do not fit each other.
+    ModelError, CorruptStoreError
+        If a file names what could run, or is damaged.
+    """
+    location = Location.of(root)
+    if not location.is_local:
+        raise StoreError(
+            f"these files are mapped into memory, so they must lie on this machine, not at "
+            f"{location.url}. Copy them to a folder first"
+        )
+    folder = Path(location.url)
+    places = _places(folder, subject)
+    metadata = folder if image_metadata is None else Path(image_metadata)
+    nodes = {
+        label: _open_subject(label, place, metadata, normalization)
+        for label, place in places.items()
+    }
+    if len(nodes) == 1:
+        return parse(next(iter(nodes.values())))
+    top = xr.Dataset(attrs={**ATTRS, "subject_ids": list(nodes)})
+    return parse(xr.DataTree.from_dict({"/": top, **nodes}))
+
+
+def _places(folder: Path, subject: Subjects | None) -> dict[str, Path]:
+    there = {path.name: path for path in sorted(folder.glob("sub-*")) if path.is_dir()}
+    if not there and folder.name.startswith("sub-"):
+        there = {folder.name: folder}
+    if not there:
+        raise SourceError(
+            f"{folder} holds no folders sub-01, sub-02, ... with {_NAMES['train'][0]} or train.pt"
+        )
+    if subject is None:
+        return there
+    listed = [subject] if isinstance(subject, str | int) else list(subject)
+    wanted = [subject_label(one) for one in listed]
+    for label in wanted:
+        if label not in there:
+            raise SelectionError(f"no subject {label!r} in {folder}: {close_matches(label, there)}")
+    return {label: there[label] for label in wanted}
+
+
+def _open_subject(
+    label: str, folder: Path, metadata: Path, normalization: Normalization | None
+) -> xr.Dataset:
+    """Return the trials of both partitions of one subject."""
+    there = [(folder / name, p) for p, names in _NAMES.items() for name in names]
+    files = [_opened(path, partition) for path, partition in there if path.is_file()]
+    if not files:
+        named = ", ".join(path.name for path, _ in there)
+        raise SourceError(f"{folder} holds none of {named}")
+    _check_alike(files)
+    done = _done(files[0], normalization)
+    images = {} if files[0].flavour == "ubp" else read_images(metadata)
+    parts = [_trials(file, images) for file in files]
+    first = files[0].held
+    channels = [str(name) for name in first["ch_names"]]
+    data = da.concatenate([values for values, _ in parts])
+    times = _times(files[0], data.shape[2])
+    rate = round(1 / float(np.diff(times).mean()), 6)
+    names = [name for name in parts[0][1] if all(name in labels for _, labels in parts)]
+    attrs = {"units": "1", "long_name": "response", "source": "measured", **done}
+    ds = xr.Dataset(
+        {"response": (("trial", "channel", "time"), data, attrs)},
+        {
+            **{n: ("trial", np.concatenate([labels[n] for _, labels in parts])) for n in names},
+            "channel": np.array(channels, object),
+            "channel_type": ("channel", np.full(len(channels), "eeg", object)),
+            **scalp_labels(channels),
+            "time": ("time", times, {"units": "s", "sampling_frequency": rate}),
+        },
+        {**ATTRS, "subject_ids": [label], "layout": files[0].flavour},
+    )
+    settings = {k.removeprefix("normalization_"): v for k, v in done.items() if "_" in k}
+    return with_step(ds, {"whitened": "whiten"}.get(done["normalization"], "zscore"), **settings)
+
+
+def _opened(path: Path, partition: str) -> _File:
+    held = open_pickled(path)
+    key = next((key for key in _KEYS if isinstance(held.get(key), np.ndarray)), None)
+    if key is None or "ch_names" not in held or "times" not in held:
+        raise SourceError(
+            f"{path} holds {', '.join(map(str, held))}; expected ch_names, times and one of "
+            f"{', '.join(_KEYS)}"
+        )
+    flavour = _KEYS[key]
+    shape, axes = held[key].shape, 5 if flavour == "neurobridge" else 4
+    if len(shape) != axes or len(held["ch_names"]) != shape[-2]:
+        raise SourceError(
+            f"{path} has values of the shape {shape} and {len(held['ch_names'])} channel names, "
+            f"expected {axes} axes, the last but one the channels"
+        )
+    with path.open("rb") as file:
+        if flavour == "nice" and file.read(6) == b"\x93NUMPY":
+            flavour = "official"
+    return _File(path, partition, flavour, key, held)
+
+
+def _check_alike(files: list[_File]) -> None:
+    first = files[0]
+    for other in files[1:]:
+        same = (
+            other.flavour == first.flavour
+            and list(other.held["ch_names"]) == list(first.held["ch_names"])
+            and other.held[other.key].shape[-1] == first.held[first.key].shape[-1]
+        )
+        if not same or other.partition == first.partition:
+            raise SourceError(
+                f"{other.path} and {first.path} differ in layout, channels or times, or are of the "
+                "same images: keep files of one release in a folder"
+            )
+
+
+def _done(file: _File, given: Normalization | None) -> dict[str, Any]:
+    """Return what was done to the values, as attributes."""
+    known: str | None = given
+    folders = "/".join(file.path.parts[-3:-1])
+    if given is None and file.flavour in ("official", "nice"):
+        known = "whitened"
+    elif given is None and file.flavour == "ubp" and "whiten" in folders:
+        if "no_whiten" in folders:
+            raise SelectionError(
+                f"{file.path} is not whitened, and nothing says what unit it is in: open the "
+                "folder whose name ends in _whiten"
+            )
+        known = "whitened"
+    if known not in ("whitened", "zscore"):
+        raise SelectionError(
+            f"{file.path} does not say what was done to its values; give normalization='whitened' "
+            "(made with --mvnn) or 'zscore'"
+        )
+    fit = "train_and_test" if file.flavour == "official" else "train"
+    return {
+        "normalization": known,
+        "normalization_scope": "session",
+        "normalization_fit": fit,
+    }
+
+
+def _times(file: _File, count: int) -> np.ndarray:
+    times = np.asarray(file.held["times"], np.float64).ravel()
+    if times.size == count + _EARLY:
+        return times[_EARLY:]
+    if times.size != count:
+        raise SourceError(
+            f"{file.path} names {times.size} times and holds {count}; expected as many, or "
+            f"{_EARLY} more (those before onset)"
+        )
+    return times
+
+
+def _trials(file: _File, images: Mapping[str, Images]) -> tuple[da.Array, dict[str, np.ndarray]]:
+    """Return the values ``(trial, channel, time)`` of one file, lazily, and their labels."""
+    shape = file.held[file.key].shape
+    size = file.held[file.key][0].nbytes
+    data = lazy_array(file.path, file.key, max(1, _CHUNK_BYTES // max(1, size)))
+    count, repetitions = int(np.prod(shape[: len(shape) - 3])), shape[-3]
+    flat = data.reshape((count * repetitions, *shape[-2:]), merge_chunks=False)
+    if file.flavour == "ubp":
+        labels = _labels_of_paths(file, count, repetitions)
+    else:
+        labels = _labels_of_rows(file, count, images[file.partition])
+    spread = {name: np.repeat(values, repetitions) for name, values in labels.items()}
+    spread["repetition"] = np.tile(np.arange(repetitions, dtype=np.int16), count)
+    if isinstance(file.held.get("session"), np.ndarray):
+        spread["session"] = file.held["session"].astype(np.int16).ravel() + np.int16(1)
+    return flat.astype(np.float32), spread
+
+
+def _labels_of_rows(file: _File, count: int, images: Images) -> dict[str, np.ndarray]:
+    """Return the labels of images that are in the order of the image set."""
+    if count != len(images.files):
+        raise SourceError(
+            f"{file.path} holds {count} images, image_metadata.npy names {len(images.files)} of "
+            f"{file.partition}: they do not belong together"
+        )
+    return {name: values for name, (_, values) in images.labels(np.arange(count), "image").items()}
+
+
+def _labels_of_paths(file: _File, count: int, repetitions: int) -> dict[str, np.ndarray]:
+    """Return the labels of images that are named by their paths."""
+    paths = file.held.get("img")
+    if not isinstance(paths, np.ndarray) or paths.shape != (count, repetitions):
+        raise SourceError(f"{file.path} has no 'img' of the shape {(count, repetitions)}")
+    if (paths != paths[:, :1]).any():
+        raise SourceError(f"{file.path}: the repetitions of an image have different paths in 'img'")
+    folders, names = [], []
+    for path in paths[:, 0].tolist():
+        folder, _, name = str(path).rpartition("/")
+        folders.append(folder.rpartition("/")[2])
+        names.append(name)
+    images = Images(file.partition, tuple(names), tuple(folders))
+    return {name: values for name, (_, values) in images.labels(np.arange(count), "image").items()}
