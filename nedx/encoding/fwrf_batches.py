@@ -114,14 +114,13 @@ def _of_subject(
     chosen = np.empty(0, np.int64)
     values = np.empty((0, samples.voxels), np.float32)
     for window in samples.windows(rng):
-        order = rng.permutation(len(chosen) + len(window))
-        read = samples.read(window)
-        chosen = np.concatenate([chosen, window])[order]
-        values = np.concatenate([values, read])[order]
+        chosen = np.concatenate([chosen, window])
+        values = np.concatenate([values, samples.read(window)])
+        order = rng.permutation(len(chosen))
         whole = len(chosen) // batch_size * batch_size
         for part in batches(whole, batch_size):
-            yield chosen[part], values[part]
-        chosen, values = chosen[whole:], values[whole:]
+            yield chosen[order[part]], values[order[part]]
+        chosen, values = chosen[order[whole:]], values[order[whole:]]
     if len(chosen):
         yield chosen, values
 
