@@ -26,7 +26,10 @@ MODULES = (
     "fwrf",
     "berg",
     "eeg_writing",
+    "metrics",
     "nsd_reading",
+    "pca",
+    "banded",
 )
 
 

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from nedx.encoding.estimators.ols import OLSEncoder
     from nedx.encoding.estimators.ridge import RidgeEncoder
     from nedx.encoding.features import encode_features
+    from nedx.encoding.fwrf_ridge import FwrfRidgeEncoder
     from nedx.encoding.fwrf_training import FwrfTrainer
     from nedx.encoding.model import LinearEncoder, load_model
-    from nedx.metrics.noise_ceiling import score
+    from nedx.fitting import fit
+    from nedx.metrics.scoring import score
     from nedx.schema import parse, validate
     from nedx.stimuli import open_images
     from nedx.store.opening import open_store
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "FwrfRidgeEncoder": "nedx.encoding.fwrf_ridge",
     "FwrfTrainer": "nedx.encoding.fwrf_training",
     "LinearEncoder": "nedx.encoding.model",
     "OLSEncoder": "nedx.encoding.estimators.ols",
@@ -43,6 +46,7 @@ _MODULES = {
     "describe": "nedx.catalog.listing",
     "encode": "nedx.encoding.encode",
     "encode_features": "nedx.encoding.features",
+    "fit": "nedx.fitting",
     "list": "nedx.catalog.listing",
     "load_model": "nedx.encoding.model",
     "ned": "nedx.accessor",
@@ -51,7 +55,7 @@ _MODULES = {
     "open_store": "nedx.store.opening",
     "parse": "nedx.schema",
     "pull": "nedx.catalog.pulling",
-    "score": "nedx.metrics.noise_ceiling",
+    "score": "nedx.metrics.scoring",
     "search": "nedx.catalog.listing",
     "synthesize": "nedx.synthesis",
     "to_zarr": "nedx.store.writing",
@@ -60,6 +64,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "FwrfRidgeEncoder",
     "FwrfTrainer",
     "LinearEncoder",
     "OLSEncoder",
@@ -69,6 +74,7 @@ __all__ = [
     "describe",
     "encode",
     "encode_features",
+    "fit",
     "list",
     "load_model",
     "ned",

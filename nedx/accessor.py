@@ -73,9 +73,15 @@ class DatasetNed(Exports):
 
     def score(self, **options: Any) -> xr.Dataset:
         """Compare predicted with measured responses; see `nedx.score`."""
-        from nedx.metrics.noise_ceiling import score
+        from nedx.metrics.scoring import score
 
         return score(self._obj, **options)
+
+    def noise_ceiling(self, **options: Any) -> xr.DataArray:
+        """Estimate the noise ceiling from the repeats; see `nedx.metrics.noise_ceiling`."""
+        from nedx.metrics.noise_ceiling import noise_ceiling
+
+        return noise_ceiling(self._obj, **options)
 
     def trusted(self, **thresholds: float) -> xr.Dataset:
         """Keep the neuroids that are predicted well enough; see `nedx.metrics.trusted`."""
@@ -165,9 +171,15 @@ class DataTreeNed(Exports):
 
     def score(self, **options: Any) -> xr.DataTree:
         """Compare predicted with measured responses in every subject; see `nedx.score`."""
-        from nedx.metrics.noise_ceiling import score
+        from nedx.metrics.scoring import score
 
         return selection.map_nodes(self._obj, lambda ds: score(ds, **options))
+
+    def noise_ceiling(self, **options: Any) -> xr.DataTree:
+        """Estimate the noise ceiling of every subject; see `nedx.metrics.noise_ceiling`."""
+        from nedx.metrics.noise_ceiling import noise_ceiling
+
+        return selection.map_nodes(self._obj, lambda ds: noise_ceiling(ds, **options).to_dataset())
 
     def trusted(self, **thresholds: float) -> xr.DataTree:
         """Keep the neuroids of every subject that are predicted well enough."""

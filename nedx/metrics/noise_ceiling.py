@@ -1,23 +1,73 @@
-"""How well repeats predict each other, and how close to that a model comes.
+"""How well repeats predict each other, from sums of squares within and between images.
 
 A noise ceiling is a fraction of variance: r2 is compared with it, r with its square root.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
-from nedx.errors import NedxWarning, SchemaError
-from nedx.metrics.correlation import pearson_r
-from nedx.schema import role_dim, sample_dim
+from nedx.metrics.moments import finish_merged
+from nedx.metrics.repeats import by_column, repeats_of, tiles
+from nedx.metrics.split_half import CEILING, n_repetitions, split_half
 
-Method = Literal["ncsnr", "split_half"]
+Method = Literal["ncsnr", "split_half", "leave_one_out"]
 
-_CEILING = {"units": "1", "valid_range": [0.0, 1.0], "long_name": "noise ceiling (R2)"}
+# Rows of the moments of repeats: trials, mean and squares between the images that were repeated,
+# the same of those shown once; squares within, and these by n - 1 and (n - 1)^2; sum of 1 / n,
+# number, and sum of 1 / (n - 1) of the images that were repeated.
+_N_MOMENTS = 12
+
+
+def noise_ceiling(
+    responses: xr.DataArray | xr.Dataset,
+    *,
+    method: Method = "ncsnr",
+    n_splits: int = 100,
+    seed: int = 0,
+) -> xr.DataArray:
+    """Return the noise ceiling of the mean over the repeats that there are, lazily.
+
+    Parameters
+    ----------
+    responses : DataArray or Dataset
+        Single trials: ``(image, repetition, ...)``, where an absent repeat is NaN, or
+        ``(trial, ...)`` with ``image_id(trial)``. Of a Dataset, ``response``.
+    method : {"ncsnr", "split_half", "leave_one_out"}
+        ``ncsnr``: signal variance / (signal variance + noise variance mean_i(1 / n_i)), the
+        variances as `ncsnr` finds them. `split_half` and `leave_one_out` are described there.
+    n_splits, seed : int
+        Of `split_half`.
+
+    Returns
+    -------
+    DataArray
+        ``noise_ceiling`` float32, a fraction of variance, "1"; NaN of constant neuroids and where
+        no image was repeated. Its attribute ``n_repetitions`` is what labels say; repeats that
+        are NaN are taken into account in the values.
+
+    Raises
+    ------
+    SchemaError
+        If there are no repeats.
+    ValueError
+        If there is no such method.
+    """
+    if method == "split_half":
+        return split_half(responses, n_splits=n_splits, seed=seed)
+    if method == "leave_one_out":
+        return leave_one_out(responses)
+    if method != "ncsnr":
+        raise ValueError(
+            f"method is 'ncsnr', 'split_half' or 'leave_one_out', not {method!r}; type "
+            "noise_ceiling(method='ncsnr')"
+        )
+    return _ceiling_of(responses, _ceiling, "ncsnr")
 
 
 def ncsnr(responses: xr.DataArray | xr.Dataset) -> xr.DataArray:
@@ -30,21 +80,21 @@ def ncsnr(responses: xr.DataArray | xr.Dataset) -> xr.DataArray:
     Parameters
     ----------
     responses : DataArray or Dataset
-        Single trials: ``(image, repetition, ...)``, where an absent repeat is NaN, or
-        ``(trial, ...)`` with ``image_id(trial)``. Of a Dataset, ``response``.
+        Single trials, as `noise_ceiling` takes them.
 
     Returns
     -------
     DataArray
-        ``ncsnr`` float32, lazy where the responses are; NaN where no image was repeated, infinite
-        where repeats are equal.
+        ``ncsnr`` float32, lazy where the responses are; NaN where no image was repeated and of
+        constant neuroids, infinite where repeats are equal.
 
     Raises
     ------
     SchemaError
         If there are no repeats.
     """
-    return _by_trial(_response(responses), _ncsnr, "ncsnr", {"units": "1", "long_name": "ncsnr"})
+    attrs = {"units": "1", "long_name": "noise ceiling signal-to-noise ratio", "method": "ncsnr"}
+    return _reduce(responses, _ncsnr, "ncsnr", attrs)
 
 
 def noise_ceiling_from_ncsnr(
@@ -67,314 +117,219 @@ def noise_ceiling_from_ncsnr(
     inverse = float(np.mean(1.0 / np.asarray(n_repetitions, dtype=np.float64)))
     # Not ncsnr^2 / (ncsnr^2 + ...), which is NaN for repeats without any noise.
     ceiling = 1.0 / (1.0 + inverse / ncsnr**2)
-    attrs = {**_CEILING, "method": "ncsnr", "n_repetitions": 1.0 / inverse}
+    attrs = {**CEILING, "method": "ncsnr", "n_repetitions": 1.0 / inverse}
     return ceiling.astype("f4").rename("noise_ceiling").assign_attrs(attrs)
 
 
-def noise_ceiling(
+def leave_one_out_r(responses: xr.DataArray | xr.Dataset) -> xr.DataArray:
+    """Correlate each repeat with the mean of the other repeats of its image.
+
+    One Pearson correlation over all pairs (x_ij, mean of x_ik, k != j) of the images that were
+    repeated. With squares B between images, sum_i n_i (m_i - m)^2, and W_i within image i it is
+    (B - sum_i W_i / (n_i - 1)) / sqrt((B + sum_i W_i) (B + sum_i W_i / (n_i - 1)^2)), exactly, so
+    one pass is enough and no mean of others is ever formed.
+
+    Parameters
+    ----------
+    responses : DataArray or Dataset
+        Single trials, as `noise_ceiling` takes them.
+
+    Returns
+    -------
+    DataArray
+        ``leave_one_out_r`` float32, "1": how well the mean of n - 1 repeats predicts one more. A
+        model that predicts single trials better than this is better than those repeats.
+
+    Raises
+    ------
+    SchemaError
+        If there are no repeats.
+    """
+    attrs = {
+        "units": "1",
+        "long_name": "correlation of each repeat with the mean of the others",
+        "metric": "pearson_r",
+        "method": "leave_one_out",
+    }
+    return _reduce(responses, _leave_one_out_r, "leave_one_out_r", attrs)
+
+
+def leave_one_out(responses: xr.DataArray | xr.Dataset) -> xr.DataArray:
+    """Return the noise ceiling of the mean of all repeats from `leave_one_out_r`.
+
+    With signal over noise variance a and q = mean over trials of 1 / (n_i - 1), the expected
+    correlation is r = a / sqrt((a + 1) (a + q)), attenuation on both sides (Spearman 1904, American
+    Journal of Psychology 15:72). Solved for a = (r^2 (1 + q) + sqrt(r^4 (1 + q)^2 + 4 r^2 q (1 -
+    r^2))) / (2 (1 - r^2)), the ceiling of the mean of n_i repeats is a / (a + mean_i(1 / n_i)).
+
+    Parameters
+    ----------
+    responses : DataArray or Dataset
+        Single trials, as `noise_ceiling` takes them.
+
+    Returns
+    -------
+    DataArray
+        ``noise_ceiling`` float32, a fraction of variance, "1"; 0 where r is negative.
+
+    Raises
+    ------
+    SchemaError
+        If there are no repeats.
+    """
+    return _ceiling_of(responses, _leave_one_out, "leave_one_out")
+
+
+def _ceiling_of(
+    responses: xr.DataArray | xr.Dataset, finish: Callable[[np.ndarray], np.ndarray], method: str
+) -> xr.DataArray:
+    attrs = {**CEILING, "method": method, "n_repetitions": n_repetitions(responses)}
+    return _reduce(responses, finish, "noise_ceiling", attrs)
+
+
+def _reduce(
     responses: xr.DataArray | xr.Dataset,
-    *,
-    method: Method = "ncsnr",
-    n_splits: int = 100,
-    seed: int = 0,
+    finish: Callable[[np.ndarray], np.ndarray],
+    name: str,
+    attrs: dict[str, Any],
 ) -> xr.DataArray:
-    """Return the noise ceiling of the mean over the repeats that there are.
-
-    Parameters
-    ----------
-    responses : DataArray or Dataset
-        Single trials, as `ncsnr` takes them.
-    method : {"ncsnr", "split_half"}
-    n_splits, seed : int
-        Of `split_half`.
-
-    Returns
-    -------
-    DataArray
-        ``noise_ceiling`` float32, a fraction of variance, "1".
-
-    Raises
-    ------
-    SchemaError
-        If there are no repeats.
-    """
-    if method == "split_half":
-        return split_half(responses, n_splits=n_splits, seed=seed)
-    if method != "ncsnr":
-        raise ValueError(f"method is 'ncsnr' or 'split_half', not {method!r}")
-    attrs = {**_CEILING, "method": "ncsnr"}
-    return _by_trial(_response(responses), _ceiling, "noise_ceiling", attrs)
-
-
-def split_half(
-    responses: xr.DataArray | xr.Dataset, *, n_splits: int = 100, seed: int = 0
-) -> xr.DataArray:
-    """Return the noise ceiling from the correlation of random halves of the repeats.
-
-    Of every image two disjoint halves of h_i = n_i // 2 repeats are averaged and correlated over
-    images; the mean r over splits becomes k r / (1 + (k - 1) r), the Spearman-Brown formula
-    (Spearman 1910, Brown 1910), with k = mean(1 / h_i) / mean(1 / n_i), which is 2 for even n.
-
-    Parameters
-    ----------
-    responses : DataArray or Dataset
-        Single trials, as `ncsnr` takes them. A repeat is absent where all is NaN.
-    n_splits : int
-        How many random splits.
-    seed : int
-        Of the splits; the same for all neuroids and subjects.
-
-    Returns
-    -------
-    DataArray
-        ``noise_ceiling`` float32, a fraction of variance, "1"; at least 0.
-
-    Raises
-    ------
-    SchemaError
-        If there are no repeats.
-    """
-    attrs = {**_CEILING, "method": "split_half", "n_splits": n_splits, "seed": seed}
-    options = {"n_splits": n_splits, "seed": seed}
-    return _by_trial(_response(responses), _split_half, "noise_ceiling", attrs, **options)
-
-
-def score(
-    ds: xr.Dataset, *, method: Method = "ncsnr", n_splits: int = 100, seed: int = 0
-) -> xr.Dataset:
-    """Compare predicted with measured responses, beside the noise ceiling; lazily.
-
-    Repeats are averaged before they are compared. The ceiling is ``noise_ceiling`` of the
-    Dataset, or is computed from the repeats; without either, only the accuracy is added.
-
-    Parameters
-    ----------
-    ds : Dataset
-        Holds ``response`` and ``response_predicted``.
-    method, n_splits, seed
-        How to find the ceiling, as `noise_ceiling` takes them.
-
-    Returns
-    -------
-    Dataset
-        The same with ``accuracy`` (Pearson r), ``noise_ceiling`` (fraction of variance) and
-        ``accuracy_normalized`` (r / sqrt(noise_ceiling); NaN where the ceiling is 0), all "1".
-
-    Raises
-    ------
-    SchemaError
-        If one of the two is missing.
-
-    Warns
-    -----
-    NedxWarning
-        If ``partition`` says that images were used in training.
-    """
-    missing = [name for name in ("response", "response_predicted") if name not in ds]
-    if missing:
-        faults = [f"no variable {name!r}" for name in missing]
-        raise SchemaError("what is scored", [*faults, "predict first: ds.ned.encode(model)"])
-    _warn_of_training(ds)
-    measured, dim = _averaged(ds["response"])
-    predicted, _ = _averaged(ds["response_predicted"])
-    accuracy = pearson_r(measured, predicted, dim).astype("f4")
-    long_name = "correlation of predicted with measured responses"
-    attrs = {"units": "1", "long_name": long_name, "metric": "pearson_r"}
-    added = {"accuracy": accuracy.assign_attrs(attrs)}
-    ceiling = ds.get("noise_ceiling")
-    if ceiling is None and _has_repeats(ds["response"]):
-        ceiling = noise_ceiling(ds["response"], method=method, n_splits=n_splits, seed=seed)
-    if ceiling is not None:
-        normalized = (accuracy / np.sqrt(ceiling.where(ceiling > 0))).astype("f4")
-        attrs = {**attrs, "long_name": "accuracy divided by sqrt(noise_ceiling)"}
-        normalized = normalized.drop_attrs().assign_attrs(attrs)
-        added |= {"noise_ceiling": ceiling, "accuracy_normalized": normalized}
-    return ds.assign(added)
-
-
-def _response(data: xr.DataArray | xr.Dataset) -> xr.DataArray:
-    if isinstance(data, xr.DataArray):
-        return data
-    if "response" not in data:
-        raise SchemaError("the data", [f"no variable 'response'; there are {list(data)}"])
-    return data["response"]
-
-
-def _codes(array: xr.DataArray) -> tuple[list[str], np.ndarray]:
-    """Return the dims that single trials lie along, and the image of each trial as a number."""
-    sample, repetition = sample_dim(array), role_dim(array, "repetition")
-    if repetition is not None:
-        codes = np.repeat(np.arange(array.sizes[sample]), array.sizes[repetition])
-        return [sample, repetition], codes
-    # Images are unique; only what trials show has to be read.
-    if role_dim(array, "trial") == sample and "image_id" in array.coords:
-        _, codes = np.unique(np.asarray(array["image_id"].values, dtype=str), return_inverse=True)
-        return [sample], codes
-    return [sample], np.arange(array.sizes[sample])
-
-
-def _has_repeats(array: xr.DataArray) -> bool:
-    _, codes = _codes(array)
-    return codes.size > np.unique(codes).size
-
-
-def _by_trial(
-    array: xr.DataArray, kernel: Any, name: str, attrs: dict[str, Any], **options: Any
-) -> xr.DataArray:
-    """Apply ``kernel(values (..., trial), codes (trial,))``, which reduces the trials."""
-    dims, codes = _codes(array)
-    if codes.size == np.unique(codes).size:
-        raise SchemaError(
-            f"{array.name or 'the array'} of dims {array.dims}",
-            ["no repeats: expected a dim 'repetition', or trials that share an image_id"],
-        )
-    found = xr.apply_ufunc(
-        _flat,
-        _whole(array, dims),
-        kwargs={"kernel": kernel, "codes": codes, "n_dims": len(dims), **options},
+    array, dims, codes = repeats_of(responses)
+    found: xr.DataArray = xr.apply_ufunc(
+        _reduce_repeats,
+        array,
+        kwargs={"codes": codes, "n_dims": len(dims), "finish": finish},
         input_core_dims=[dims],
-        dask="parallelized",
-        output_dtypes=[np.float32],
+        dask="allowed",
         # Labels keep what is said of them; what was said of the responses is not true of this.
         keep_attrs="override",
     )
     found.attrs = dict(attrs)
-    return found.rename(name)
+    # What the data say of themselves under this name is another estimate.
+    return found.drop_vars(name, errors="ignore").astype(np.float32).rename(name)
 
 
-def _whole(array: xr.DataArray, dims: list[str]) -> xr.DataArray:
-    """Put whole trials in every block, and fewer neuroids in exchange."""
-    if array.chunks is None:
-        return array
-    others = {dim: "auto" for dim in array.dims if dim not in dims}
-    return array.chunk({**others, **dict.fromkeys(dims, -1)})
+def _reduce_repeats(
+    values: Any, *, codes: np.ndarray, n_dims: int, finish: Callable[[np.ndarray], np.ndarray]
+) -> Any:
+    """Reduce (..., image, repetition) or (..., trial), numpy or dask, to (...)."""
+    if not isinstance(values, da.Array):
+        return finish(_moments(values, codes=codes, n_dims=n_dims)[..., 0])
+    # Repeats of an image must meet; chunks of images are merged.
+    values = values.rechunk({values.ndim - 1: -1})
+    n_others = values.ndim - n_dims
+    parts = da.map_blocks(
+        _moments,
+        values,
+        codes=None if n_dims == 2 else codes,
+        n_dims=n_dims,
+        dtype=np.float64,
+        # The axis of images becomes that of the blocks.
+        drop_axis=[n_others + 1] if n_dims == 2 else None,
+        new_axis=0,
+        chunks=((_N_MOMENTS,), *values.chunks[:n_others], (1,) * values.numblocks[n_others]),
+        meta=np.empty((0,) * (n_others + 2)),
+    )
+    return finish_merged(parts, _merge, finish)
 
 
-def _flat(
-    values: np.ndarray, *, kernel: Any, codes: np.ndarray, n_dims: int, **options: Any
-) -> np.ndarray:
+def _moments(values: np.ndarray, *, codes: np.ndarray | None, n_dims: int) -> np.ndarray:
+    """Return the moments of repeats, (12, ..., 1), of a block of whole images."""
+    if codes is None:
+        codes = np.repeat(np.arange(values.shape[-2]), values.shape[-1])
     values = values.reshape(*values.shape[: values.ndim - n_dims], -1)
-    order = np.argsort(codes, kind="stable")
-    return kernel(values[..., order], codes[order], **options).astype(np.float32)
+    return by_column(values, codes, _strip_moments, _N_MOMENTS)[..., np.newaxis]
 
 
-def _variances(values: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return noise variance, total variance and mean 1 / n_i of trials sorted by image.
+def _strip_moments(strip: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
+    parts = [_group_moments(strip, group) for group in groups]
+    empty = np.zeros((_N_MOMENTS, strip.shape[1]))
+    return _merge(np.stack([*parts, empty], axis=-1))
 
-    Parameters
-    ----------
-    values : ndarray, (..., trial)
-        NaN where a repeat is absent.
-    codes : ndarray of int, (trial,)
-        The image of each trial, ascending.
 
-    Returns
-    -------
-    tuple of ndarray of float64, (...)
-    """
-    starts = np.flatnonzero(np.diff(codes, prepend=codes[0] - 1))
-    lengths = np.diff(starts, append=codes.size)
-    there = np.isfinite(values)
-    filled = np.where(there, values, 0).astype(np.float64)
-    count = np.add.reduceat(there, starts, axis=-1, dtype=np.float64)
+def _group_moments(strip: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Return the moments (12, column) of images with the same number of repeats."""
+    images, repeats = group.shape
+    origin = strip[group[0, 0]].astype(np.float64)
+    within, between = np.zeros(strip.shape[1]), np.zeros((2, strip.shape[1]))
+    for _, tile in tiles(strip, group):
+        # About the first repeat: the differences of equal repeats are 0 without rounding.
+        differences = tile - tile[:, :1]
+        means = np.add.reduce(differences, axis=1)
+        means /= repeats
+        differences -= means[:, np.newaxis]
+        within += np.einsum("irj,irj->j", differences, differences)
+        centred = np.add(means, tile[:, 0], dtype=np.float64) - origin
+        between[0] += centred.sum(axis=0)
+        between[1] += np.einsum("ij,ij->j", centred, centred)
+    found = np.zeros((_N_MOMENTS, strip.shape[1]))
+    mean = between[0] / images
+    squares = repeats * np.maximum(between[1] - images * mean * mean, 0)
+    first = 0 if repeats > 1 else 3
+    found[first], found[first + 1] = images * repeats, origin + mean
+    found[first + 2] = squares
+    if repeats > 1:
+        found[6], found[7] = within, within / (repeats - 1)
+        found[8] = within / (repeats - 1) ** 2
+        found[9], found[10], found[11] = images / repeats, images, images / (repeats - 1)
+    return found
+
+
+def _merge(parts: np.ndarray) -> np.ndarray:
+    """Merge moments of repeats, (12, ..., block), to (12, ...)."""
+    repeated, once = (_merge_means(*parts[first : first + 3]) for first in (0, 3))
+    return np.concatenate([repeated, once, parts[6:].sum(axis=-1)])
+
+
+def _merge_means(count: np.ndarray, mean: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Merge counts, means and squares about them, each (..., block), to (3, ...)."""
+    total = count.sum(axis=-1)
+    whole = (count * mean).sum(axis=-1) / np.maximum(total, 1)
+    squares = squares + count * (mean - whole[..., np.newaxis]) ** 2
+    return np.stack([total, whole, squares.sum(axis=-1)])
+
+
+def _variances(moments: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return signal variance, noise variance and mean 1 / n_i of all images, each (...)."""
+    pairs = np.stack([moments[:3], moments[3:6]], axis=-1)
+    trials, mean, squares = _merge_means(*pairs)
+    within, images, once = moments[6], moments[10], moments[3]
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = np.add.reduceat(filled, starts, axis=-1) / count
-        deviation = np.where(there, filled - np.repeat(means, lengths, axis=-1), 0)
-        freedom = np.maximum(count - 1, 0).sum(axis=-1)
-        noise = (deviation**2).sum(axis=-1) / freedom
-        trials = count.sum(axis=-1)
-        mean = filled.sum(axis=-1, keepdims=True) / trials[..., np.newaxis]
-        total = (np.where(there, filled - mean, 0) ** 2).sum(axis=-1) / (trials - 1)
-        inverse = np.where(count > 0, 1 / count, 0).sum(axis=-1) / (count > 0).sum(axis=-1)
-    return noise, total, inverse
+        noise = within / (moments[0] - images)
+        total = (within + squares) / (trials - 1)
+        inverse = (moments[9] + once) / (images + once)
+    # Merged means of a constant differ by rounding.
+    total = np.where(total <= (1e-14 * mean) ** 2, 0, total)
+    return np.maximum(total - noise, 0), noise, inverse
 
 
-def _ncsnr(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    noise, total, _ = _variances(values, codes)
+def _ncsnr(moments: np.ndarray) -> np.ndarray:
+    signal, noise, _ = _variances(moments)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sqrt(np.maximum(total - noise, 0) / noise)
+        return np.sqrt(signal / noise)
 
 
-def _ceiling(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    noise, total, inverse = _variances(values, codes)
-    signal = np.maximum(total - noise, 0)
+def _ceiling(moments: np.ndarray) -> np.ndarray:
+    signal, noise, inverse = _variances(moments)
     with np.errstate(divide="ignore", invalid="ignore"):
         return signal / (signal + noise * inverse)
 
 
-def _split_half(values: np.ndarray, codes: np.ndarray, *, n_splits: int, seed: int) -> np.ndarray:
-    there = np.isfinite(values).any(axis=tuple(range(values.ndim - 1)))
-    values, codes = values[..., there].astype(np.float64), codes[there]
-    _, codes, count = np.unique(codes, return_inverse=True, return_counts=True)
-    half = count // 2
-    used = half > 0
-    if used.sum() < 2:
-        return np.full(values.shape[:-1], np.nan)
-    starts = np.cumsum(count) - count
-    rank = np.arange(codes.size) - starts[codes]
-    halves = [(rank < half[codes]), (rank >= half[codes]) & (rank < 2 * half[codes])]
-    begin = np.cumsum(half[used]) - half[used]
-    rng = np.random.default_rng(seed)
-    total = np.zeros(values.shape[:-1])
-    for _ in range(n_splits):
-        shuffled = values[..., np.lexsort((rng.random(codes.size), codes))]
-        first, second = (
-            np.add.reduceat(shuffled[..., chosen], begin, axis=-1) / half[used] for chosen in halves
-        )
-        total += _correlation(first, second)
-    r = np.maximum(total / n_splits, 0)
-    k = np.mean(1 / half[used]) / np.mean(1 / count[used])
-    return k * r / (1 + (k - 1) * r)
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x = x - x.mean(axis=-1, keepdims=True)
-    y = y - y.mean(axis=-1, keepdims=True)
+def _leave_one_out_r(moments: np.ndarray) -> np.ndarray:
+    _, mean, between = moments[:3]
+    within, by_freedom, by_square = moments[6:9]
+    between = np.where(between <= moments[0] * (1e-14 * mean) ** 2, 0, between)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (x * y).sum(axis=-1) / np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
+        scale = np.sqrt((between + within) * (between + by_square))
+        return np.clip((between - by_freedom) / scale, -1, 1)
 
 
-def _averaged(array: xr.DataArray) -> tuple[xr.DataArray, str]:
-    """Average the repeats of each image; return also the dim of images."""
-    sample, repetition = sample_dim(array), role_dim(array, "repetition")
-    if repetition is not None:
-        return array.mean(repetition, skipna=True, keep_attrs=True), sample
-    if not _has_repeats(array):
-        return array, sample
-    _, codes = _codes(array)
-    images = int(codes.max()) + 1
-    mean = xr.apply_ufunc(
-        _image_means,
-        _whole(array, [sample]),
-        kwargs={"codes": codes},
-        input_core_dims=[[sample]],
-        output_core_dims=[["_image"]],
-        dask="parallelized",
-        output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"_image": images}},
-        keep_attrs="override",
-    )
-    return mean, "_image"
-
-
-def _image_means(values: np.ndarray, *, codes: np.ndarray) -> np.ndarray:
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    values = values[..., order].astype(np.float64)
-    there = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.add.reduceat(np.where(there, values, 0), starts, axis=-1) / np.add.reduceat(
-            there, starts, axis=-1, dtype=np.float64
-        )
-
-
-def _warn_of_training(ds: xr.Dataset) -> None:
-    if "partition" in ds.coords and (ds["partition"] == "train").any().item():
-        # Of images, what is a test for one subject may have trained the model of another.
-        whose = '.all("subject")' if "subject" in ds["partition"].dims else ""
-        warnings.warn(
-            "some of these images were used in training (partition 'train'), so the accuracy is "
-            f'too high; select first: ds.isel(image=(ds.partition == "test"){whose}.values)',
-            NedxWarning,
-            stacklevel=3,
-        )
+def _leave_one_out(moments: np.ndarray) -> np.ndarray:
+    square = np.square(np.maximum(_leave_one_out_r(moments), 0))
+    trials, images, once = moments[0], moments[10], moments[3]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Of every trial 1 / (n - 1): n / (n - 1) of every image, which is 1 + 1 / (n - 1).
+        others = (images + moments[11]) / trials
+        root = np.sqrt((square * (1 + others)) ** 2 + 4 * square * others * (1 - square))
+        signal = square * (1 + others) + root
+        noise = 2 * (1 - square)
+        return signal / (signal + noise * (moments[9] + once) / (images + once))
