@@ -71,7 +71,7 @@ def _scored(
     device: str,
     options: dict[str, Any],
 ) -> xr.Dataset:
-    from nedx.metrics.noise_ceiling import score
+    from nedx.metrics.scoring import score
 
     check_same_units(model.recipe, ds["response"].attrs)
     ds = ds.drop_vars(["pixels", "features", "components"], errors="ignore")
