@@ -43,15 +43,15 @@ class SampleStream(IterableDataset[dict[str, Any]]):
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rng = np.random.default_rng([self._seed, int(self._epoch)])
-        count = len(self._bounds) - 1
-        order = rng.permutation(count) if self._shuffle else np.arange(count)
         worker = get_worker_info()
         own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        groups = [order[start : start + self._mixed] for start in range(0, count, self._mixed)]
-        for number in range(own, len(groups), workers):
-            within = np.random.default_rng([self._seed, int(self._epoch), number])
-            yield from self._read(groups[number], within)
+        seeds = [self._seed, int(self._epoch)]
+        order = np.arange(len(self._bounds) - 1)
+        if self._shuffle:
+            order = np.random.default_rng(seeds).permutation(order)
+        for number, chunks in enumerate(grouped(order, self._mixed, workers)):
+            if number % workers == own:
+                yield from self._read(chunks, np.random.default_rng([*seeds, number]))
 
     def _read(self, chunks: np.ndarray, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
         """Give the samples of some chunks, shuffled among each other."""
@@ -67,6 +67,27 @@ class SampleStream(IterableDataset[dict[str, Any]]):
         for place in rng.permutation(len(places)) if self._shuffle else range(len(places)):
             i, row = places[place]
             yield {name: _sample(blocks[i][row]) for name, blocks in read.items()}
+
+
+def grouped(order: np.ndarray, mixed: int, workers: int) -> list[np.ndarray]:
+    """Cut the order of chunks into the groups that are read together.
+
+    Parameters
+    ----------
+    order : ndarray of int, (chunk,)
+        The chunks of an epoch.
+    mixed : int
+        The most chunks of a group.
+    workers : int
+        Few chunks are shared out among them, rather than read by one while the others wait.
+
+    Returns
+    -------
+    list of ndarray of int
+        Every chunk once.
+    """
+    size = max(1, min(mixed, len(order) // workers))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def to_torch(
@@ -95,7 +116,8 @@ def to_torch(
     seed : int
         Of the order.
     mixed : int
-        Chunks that are read and shuffled together: more mix better, and take more memory.
+        Chunks that are read and shuffled together: more mix better, and take more memory. How
+        large they are is chosen when the data are opened, with ``chunks={"image": 100}``.
 
     Returns
     -------

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import nedx
 from nedx.errors import SelectionError
+from nedx.export.torch import grouped
 from tests.laziness import computes_at_most
 from tests.memory import needs_proc
 from tests.stored import CHUNKS, responses, write
@@ -71,6 +74,25 @@ def test_workers_lose_nothing_and_repeat_nothing(store, truth, context):
             np.testing.assert_array_equal(values, truth[image_id])
     assert len(ids) == N_IMAGES
     assert set(ids) == set(truth)
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 12))
+def test_groups_share_the_chunks_out(count, mixed, workers):
+    groups = grouped(np.arange(count), mixed, workers)
+    assert np.concatenate([*groups, []]).astype(int).tolist() == list(range(count))
+    assert all(1 <= len(group) <= mixed for group in groups)
+    assert len(groups) >= min(count, workers)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 4), st.booleans())
+def test_chunks_change_the_order_and_nothing_else(sizes, mixed, shuffle):
+    count = sum(sizes)
+    values = np.arange(count * 3.0).reshape(count, 3)
+    ds = xr.Dataset({"response": (("trial", "unit"), values)}).chunk(trial=tuple(sizes))
+    found = np.array([s["response"].numpy() for s in ds.ned.to_torch(mixed=mixed, shuffle=shuffle)])
+    np.testing.assert_array_equal(found[np.argsort(found[:, 0])], values)
+    if not shuffle:
+        np.testing.assert_array_equal(found, values)
 
 
 def test_epochs_differ_and_come_again(store):
