@@ -23,6 +23,7 @@ from rich.text import Text
 
 import nedx
 from nedx.errors import NedxError, NedxWarning
+from nedx.fitting_cli import add_fit
 from nedx.importing_cli import add_import
 
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
@@ -321,6 +322,8 @@ def _parser() -> argparse.ArgumentParser:
     _encoding(verb)
     verb.add_argument("--resume", action="store_true", help="go on with an interrupted write")
     _quiet(verb)
+
+    add_fit(verbs, err.print)
 
     _add_synth(verbs)
 

@@ -91,7 +91,10 @@ def _scored(
     along = predicted.isel(image=which).drop_vars(["image_id", "partition"], errors="ignore")
     if sample != "image":
         along = along.rename(image=sample)
-    return score(ds.assign(response_predicted=along.variable), **options)
+    kept = {*ds.dims, "image_id", "partition", "noise_ceiling"} & set(ds.coords)
+    bare = ds[["response"]].reset_coords(drop=True).assign_coords({n: ds[n].variable for n in kept})
+    scored = score(bare.assign(response_predicted=along.variable), **options)
+    return ds.assign(scored.drop_vars(list(kept)).variables)
 
 
 def _predicted(

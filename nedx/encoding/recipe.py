@@ -32,6 +32,10 @@ class EncoderRecipe(BaseModel):
         Whether it was fitted to recordings or to a simulation.
     license, citation : str, optional
         Terms, and what to cite.
+    fitted_by : str, optional
+        The estimator and its parameters.
+    card : str, optional
+        What one should know before trusting it, as Markdown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -51,3 +55,5 @@ class EncoderRecipe(BaseModel):
     split: str | None = None
     license: str | None = None
     citation: str | None = None
+    fitted_by: str | None = None
+    card: str | None = None

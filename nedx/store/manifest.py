@@ -136,9 +136,10 @@ class RecordingStore(WrapperStore[zarr.abc.store.Store]):
         await self._remember(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Store a value where there is none, and remember it."""
-        await super().set_if_not_exists(key, value)
-        await self._remember(key, value)
+        """Store a value where there is none, and then remember it."""
+        if not await self.exists(key):
+            await super().set_if_not_exists(key, value)
+            await self._remember(key, value)
 
     async def _remember(self, key: str, value: Buffer) -> None:
         # In a thread, so that other chunks are packed and written meanwhile.

@@ -140,16 +140,15 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
         union = np.unique(np.concatenate(list(positions.values())))
         features = self._features(images.isel(image=union))
         self.n_features_in_ = features.values.shape[1]
-        projection = self._project(features)
-        if not len(projection.components):
+        bands = self._project(features)
+        if not any(len(band.components) for band in bands):
             raise ModelError("all features are constant over the images: they hold no components")
-        fitted = {
-            name: self._regress(
-                projection.scores[np.searchsorted(union, positions[name])], one.flat(), one.groups
-            )
-            for name, one in found.items()
-        }
-        self._keep(found, features, projection, fitted)
+        fitted = {}
+        for name, one in found.items():
+            rows = np.searchsorted(union, positions[name])
+            scores = [band.scores[rows] for band in bands]
+            fitted[name] = self._regress(scores, one.flat(), one.groups)
+        self._keep(found, features, bands, fitted)
         return self
 
     def predict(self, stimuli: Any) -> Labelled | np.ndarray:
@@ -238,13 +237,16 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     @abstractmethod
     def _regress(
-        self, scores: np.ndarray, responses: np.ndarray | da.Array, groups: np.ndarray | None
+        self,
+        scores: Sequence[np.ndarray],
+        responses: np.ndarray | da.Array,
+        groups: np.ndarray | None,
     ) -> Regression:
-        """Fit responses (image, target) to components (image, component)."""
+        """Fit responses (image, target) to the components (image, component) of each band."""
 
-    def _project(self, features: Features) -> StandardizedPCA:
-        """Standardise features and find their components, as the backbone makes them."""
-        return fit_pca(features.values, self.n_components, device=self.device)
+    def _project(self, features: Features) -> list[StandardizedPCA]:
+        """Standardise features and find the components of each band, here of all together."""
+        return [fit_pca(features.values, self.n_components, device=self.device)]
 
     def _components_asked(self, images: xr.Dataset) -> int:
         """Return how many components are asked for, at most as many as there are features."""
@@ -316,13 +318,12 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self,
         found: Mapping[str, Measured],
         features: Features,
-        projection: StandardizedPCA,
+        bands: Sequence[StandardizedPCA],
         fitted: Mapping[str, Regression],
     ) -> None:
         """Set what was learnt, and the model."""
-        folded, offset = fold(
-            projection.mean, projection.scale, projection.components, np.zeros_like(projection.mean)
-        )
+        mean, scale = (np.concatenate([getattr(b, k) for b in bands]) for k in ("mean", "scale"))
+        folded, offset = fold(mean, scale, _beside([b.components for b in bands]), 0 * mean)
         shared = {
             "projection": xr.Variable(("feature", "component"), folded),
             "projection_offset": xr.Variable("component", offset),
@@ -359,14 +360,33 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
             units=attrs.get("units", "1"),
             training_source=attrs.get("source"),
             training_data=_training_data(found),
+            fitted_by=self._described(),
             **known,
         )
+
+    def _described(self) -> str:
+        """Return the class and the parameters that decide what is learnt."""
+        elsewhere = ("backbone", "layers", "pooling", "device")
+        params = self.get_params(deep=False).items()
+        said = [f"{name}={value!r}" for name, value in params if name not in elsewhere]
+        return f"{type(self).__name__}({', '.join(said)})"
 
 
 def _mean_accuracy(scored: Labelled) -> float:
     nodes = scored.children.values() if isinstance(scored, xr.DataTree) else [scored]
     each = [node["accuracy"].fillna(0).values.reshape(-1) for node in nodes]
     return float(np.concatenate(each).mean())
+
+
+def _beside(components: Sequence[np.ndarray]) -> np.ndarray:
+    """Return components (component, feature) of bands as one matrix, 0 outside their own band."""
+    if len(components) == 1:
+        return components[0]
+    rows, columns = zip(*(one.shape for one in components), strict=True)
+    joined = np.zeros((sum(rows), sum(columns)), np.float32)
+    for one, row, column in zip(components, np.cumsum(rows), np.cumsum(columns), strict=True):
+        joined[row - one.shape[0] : row, column - one.shape[1] : column] = one
+    return joined
 
 
 def _held(name: str, one: Measured) -> Measured:

@@ -53,15 +53,19 @@ class OLSEncoder(EncoderEstimator):
         self.device = device
 
     def _regress(
-        self, scores: np.ndarray, responses: np.ndarray | da.Array, groups: np.ndarray | None
+        self,
+        scores: Sequence[np.ndarray],
+        responses: np.ndarray | da.Array,
+        groups: np.ndarray | None,
     ) -> Regression:
-        images, components = scores.shape
-        if images < components + 2:
+        (components,) = scores
+        images, count = components.shape
+        if images < count + 2:
             raise ModelError(
-                f"{components} components fit {images} images without any error, and say nothing "
+                f"{count} components fit {images} images without any error, and say nothing "
                 f"of others; type n_components={max(1, images // 10)} or use RidgeEncoder"
             )
         targets = np.asarray(responses, np.float64)
-        centre, mean = scores.mean(0), targets.mean(0)
-        coef, *_ = np.linalg.lstsq(scores - centre, targets - mean, rcond=None)
+        centre, mean = components.mean(0), targets.mean(0)
+        coef, *_ = np.linalg.lstsq(components - centre, targets - mean, rcond=None)
         return Regression(coef, mean - centre @ coef, {})

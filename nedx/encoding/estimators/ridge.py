@@ -80,7 +80,13 @@ class RidgeEncoder(EncoderEstimator):
         self.device = device
 
     def _regress(
-        self, scores: np.ndarray, responses: np.ndarray | da.Array, groups: np.ndarray | None
+        self,
+        scores: Sequence[np.ndarray],
+        responses: np.ndarray | da.Array,
+        groups: np.ndarray | None,
     ) -> Regression:
-        fit = fit_ridge(scores, responses, self.alphas, self.cv, groups=groups, device=self.device)
+        (components,) = scores
+        fit = fit_ridge(
+            components, responses, self.alphas, self.cv, groups=groups, device=self.device
+        )
         return Regression(fit.coef, fit.intercept, {"alpha_": fit.alpha, "cv_score_": fit.score})

@@ -1,0 +1,59 @@
+"""How close fitted encoders come to what can be known: the linear part of the simulations.
+
+The simulated responses of sim-fmri hold a linear map of 64 features that explains a known share
+of the noise-free response (``linear_map_r2``), those of sim-eeg are that map; trial noise is known,
+too. No linear model of these features can be expected to correlate with the mean of the test
+trials by more than r = sqrt(linear_map_r2 * noise_ceiling).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from benchmarks.measuring import Row, at_least
+
+ALPHAS = tuple(float(alpha) for alpha in 10.0 ** np.arange(-1, 6))
+
+
+def measure() -> list[Row]:
+    """Report the mean accuracy over the mean of its ceiling, held-out images only."""
+    rows = []
+    for name in ("sim-fmri", "sim-eeg"):
+        accuracy, ceiling = held_out(name)
+        value = float(accuracy.mean() / ceiling.mean())
+        note = (
+            f"mean r {accuracy.mean():.3f}, ceiling {ceiling.mean():.3f}, {accuracy.size:,} targets"
+        )
+        rows.append(
+            at_least(f"{name}: r over the ceiling of the linear part", value, 0.95, "", note)
+        )
+    return rows
+
+
+def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every target Pearson's r on the test images, and the most that can be expected."""
+    import nedx
+    from nedx.fitting.splitting import Split, split
+
+    responses = nedx.open(name)
+    features = nedx.open(name, group="truth")[["features"]].load().astype("f4")
+    train, test = split(responses, Split())
+    encoder = nedx.RidgeEncoder("gabor", n_components=64, alphas=ALPHAS, groups="category")
+    scored = encoder.fit(features, train).evaluate(features, test)
+    if isinstance(scored, xr.Dataset):
+        truth = nedx.open(name, group="truth")
+        return _pair(scored, truth)
+    pairs = [
+        _pair(child.to_dataset(), nedx.open(name, group=f"truth/{subject}"))
+        for subject, child in scored.children.items()
+    ]
+    first, second = zip(*pairs, strict=True)
+    return np.concatenate(first), np.concatenate(second)
+
+
+def _pair(scored: xr.Dataset, truth: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    explained = truth.get("linear_map_r2", 1.0)
+    best = np.sqrt(np.clip(truth["noise_ceiling"] * explained, 0, None))
+    accuracy = scored["accuracy"].transpose(*best.dims)
+    return accuracy.values.astype(float).reshape(-1), best.values.astype(float).reshape(-1)
