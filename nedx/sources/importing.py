@@ -152,6 +152,16 @@ SOURCES: dict[str, Source] = {
             _MISSING,
         ),
     ),
+    "mne": Source(
+        "nedx.sources.mne_files",
+        "open_mne",
+        "epochs or evoked responses of MNE (FIF), epochs of EEGLAB (set)",
+        (
+            Argument("channel_type", choices=("eeg", "csd", "mag", "grad", "ecog", "seeg")),
+            Argument("image_id", "the column of the metadata that names the image"),
+            Argument("subject", "for example 1"),
+        ),
+    ),
     "nsd": Source(
         "nedx.sources.nsd",
         "open_nsd",
@@ -197,6 +207,12 @@ SOURCES: dict[str, Source] = {
             Argument("image_metadata", "image_metadata.npy, where it is not beside the root"),
             Argument("normalization", "where files do not tell", choices=("whitened", "zscore")),
         ),
+    ),
+    "things-meg": Source(
+        "nedx.sources.things_meg",
+        "open_things_meg",
+        "epochs of THINGS-MEG as its authors publish them: FIF",
+        (_SUBJECT, Argument("image_paths", "the list of the images of THINGS: image_paths.csv")),
     ),
 }
 """All sources by the name that ``nedx import`` knows them by."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 
 from nedx.config import cache_dir
 from nedx.errors import CorruptStoreError, SourceError, require
@@ -31,9 +32,11 @@ class VolumeFile:
     Parameters
     ----------
     location : Location
-        A folder or bucket.
+        A folder or bucket, or the cache.
     key : str
-        The file in it.
+        The file in it, without gzip.
+    url : str
+        The file as it was given, for messages.
     shape : tuple of int
         ``(i, j, k, volume)``.
     dtype : str
@@ -52,6 +55,7 @@ class VolumeFile:
 
     location: Location
     key: str
+    url: str
     shape: tuple[int, ...]
     dtype: str
     offset: int
@@ -62,10 +66,9 @@ class VolumeFile:
 
     is_columnar = False
 
-    @property
-    def url(self) -> str:
-        """The file, for messages."""
-        return url_of(self.location, self.key)
+    def __dask_tokenize__(self) -> str:
+        # Where the cache is does not matter: an import goes on with another.
+        return tokenize("nedx.VolumeFile", self.url, self.shape, self.scale, self.stamp)
 
     def read(self, volumes: np.ndarray, voxels: np.ndarray) -> np.ndarray:
         """Read float32 ``(volume, voxel)``; of each volume the bytes from first to last voxel.
@@ -146,6 +149,7 @@ def open_volumes(location: Location, key: str) -> VolumeFile:
         return VolumeFile(
             where,
             plain,
+            url,
             shape,
             data.dtype.str,
             int(data.offset),

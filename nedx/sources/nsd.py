@@ -23,7 +23,7 @@ import xarray as xr
 from nedx._rules import VERTICES_PER_HEMISPHERE
 from nedx.compute.planned import PlannedArray
 from nedx.errors import SelectionError, SourceError, close_matches
-from nedx.schema import parse, subject_label
+from nedx.schema import parse
 from nedx.selection import Subjects
 from nedx.sources.nifti import (
     VolumeFile,
@@ -35,10 +35,18 @@ from nedx.sources.nifti import (
 from nedx.sources.nsd_betas import BetasFile, Hemispheres, ScaledFile, open_betas
 from nedx.sources.nsd_design import SESSIONS, TRIALS, chosen_sessions, trial_labels
 from nedx.sources.nsd_rois import find_families, read_labels, read_names, roi_coords
+from nedx.sources.trials import (
+    Normalize,
+    beta_attrs,
+    beta_steps,
+    check_normalize,
+    chosen_subjects,
+)
 from nedx.sources.volumes import Missing, Section, VolumesPlan
 from nedx.store.location import Location
 
 Space = Literal["func1pt8mm", "func1mm", "fsaverage"]
+_SUBJECTS = [f"sub-{number:02d}" for number in range(1, len(SESSIONS) + 1)]
 _SPACES = ("func1pt8mm", "func1mm", "fsaverage")
 _CITATION = (
     "Allen EJ, St-Yves G, Wu Y, et al. (2022). A massive 7T fMRI dataset to bridge cognitive "
@@ -54,7 +62,7 @@ def open_nsd(
     sessions: Sequence[int] | None = None,
     mask: str | None = None,
     betas: str = "betas_fithrf_GLMdenoise_RR",
-    normalize: Literal["zscore", "none"] = "zscore",
+    normalize: Normalize = "zscore",
     missing: Missing = "error",
 ) -> xr.Dataset | xr.DataTree:
     """Open single-trial betas of NSD, lazily; labels, ROIs and ncsnr are read.
@@ -103,13 +111,12 @@ def open_nsd(
     """
     if space not in _SPACES:
         raise SelectionError(f"no space is called {space!r}: {close_matches(space, _SPACES)}")
-    if normalize not in ("zscore", "none"):
-        raise SelectionError(f"normalize is 'zscore' or 'none', not {normalize!r}")
+    check_normalize(normalize)
     wanted = None if sessions is None else [int(session) for session in sessions]
     where = Location.of(root)
     options = _Options(space, wanted, mask, betas, normalize, missing)
-    numbers = _numbers(subject)
-    opened = {f"sub-{number:02d}": _open_subject(where, number, options) for number in numbers}
+    names = chosen_subjects(subject, _SUBJECTS, "NSD")
+    opened = {name: _open_subject(where, int(name[-2:]), options) for name in names}
     if subject is not None and len(opened) == 1:
         return next(iter(opened.values()))
     top = xr.Dataset(attrs=_attrs(options, list(opened)))
@@ -122,19 +129,8 @@ class _Options:
     sessions: list[int] | None
     mask: str | None
     betas: str
-    normalize: Literal["zscore", "none"]
+    normalize: Normalize
     missing: Missing
-
-
-def _numbers(subject: Subjects | None) -> list[int]:
-    if subject is None:
-        return list(range(1, len(SESSIONS) + 1))
-    given = [subject] if isinstance(subject, str | int | np.integer) else list(subject)
-    labels = list(dict.fromkeys(subject_label(one) for one in given))
-    known = {f"sub-{number:02d}": number for number in range(1, len(SESSIONS) + 1)}
-    if unknown := [label for label in labels if label not in known] or ([] if labels else [""]):
-        raise SelectionError(f"NSD has the subjects 1 to {len(SESSIONS)}, not {unknown}")
-    return [known[label] for label in labels]
 
 
 def _open_subject(root: Location, number: int, options: _Options) -> xr.Dataset:
@@ -154,7 +150,7 @@ def _open_subject(root: Location, number: int, options: _Options) -> xr.Dataset:
     labels = labels.assign_coords(_ncsnr(root, folder, first, places, neuroid))
     sections = [Section.whole(file, f"session {session}") for session, file in files.items()]
     plan = VolumesPlan.whole(sections, places, options.normalize, options.missing)
-    response = xr.Variable(("trial", neuroid), PlannedArray(plan), _response_attrs(options))
+    response = xr.Variable(("trial", neuroid), PlannedArray(plan), beta_attrs(options.normalize))
     coords = {**trials.coords, **labels.coords}
     attrs = _attrs(options, [f"sub-{number:02d}"])
     return parse(xr.Dataset({"response": response}, coords, attrs))
@@ -297,24 +293,7 @@ def _ncsnr(
     return {"ncsnr": (neuroid, values.astype(np.float32), about)}
 
 
-def _response_attrs(options: _Options) -> dict[str, Any]:
-    if options.normalize == "none":
-        return {"units": "percent", "long_name": "beta", "source": "measured"}
-    return {
-        "units": "1",
-        "long_name": "beta",
-        "source": "measured",
-        "normalization": "zscore",
-        "normalization_scope": "session",
-    }
-
-
 def _attrs(options: _Options, subjects: list[str]) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [{"step": "betas", "version": options.betas, "units": "percent"}]
-    if options.normalize == "zscore":
-        steps.append({"step": "zscore", "scope": "session", "deviation": "population"})
-    if options.missing == "zero":
-        steps.append({"step": "missing", "filled_with": 0})
     return {
         "title": f"Natural Scenes Dataset, {options.space}",
         "dataset": "nsd",
@@ -326,5 +305,5 @@ def _attrs(options: _Options, subjects: list[str]) -> dict[str, Any]:
         "citation": _CITATION,
         "references": "https://doi.org/10.1038/s41593-021-00962-x",
         "subject_ids": subjects,
-        "preprocessing": steps,
+        "preprocessing": beta_steps(options.betas, options.normalize, options.missing),
     }

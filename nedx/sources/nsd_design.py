@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SelectionError, SourceError, StoreError
+from nedx.sources.trials import earlier_presentations
 from nedx.store.location import Location
 
 DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
@@ -70,7 +71,7 @@ def trial_labels(root: Location, subject: int, sessions: list[int]) -> xr.Datase
         "nsd_id": ids,
         "session": np.repeat(np.array(sessions, np.int16), TRIALS),
         "trial_in_session": np.tile(np.arange(TRIALS, dtype=np.int16), len(sessions)),
-        "repetition": _repetitions(shown)[trials],
+        "repetition": earlier_presentations(shown)[trials],
         "is_shared": shared[trials],
         "partition": _partition(shown, shared)[trials],
     }
@@ -166,17 +167,6 @@ def _read_design(root: Location, subject: int) -> tuple[np.ndarray, np.ndarray, 
     if faults:
         raise SourceError(f"{root.url}/{DESIGN} is not as published: {'; '.join(faults)}")
     return ordering, every[subject - 1] - 1, len(shared)
-
-
-def _repetitions(shown: np.ndarray) -> np.ndarray:
-    """Count the earlier presentations of each image (trial,)."""
-    order = np.argsort(shown, kind="stable")
-    starts = np.r_[True, np.diff(shown[order]) != 0]
-    position = np.arange(len(shown))
-    since = position - np.maximum.accumulate(np.where(starts, position, 0))
-    found = np.empty(len(shown), np.int16)
-    found[order] = since
-    return found
 
 
 def _partition(shown: np.ndarray, shared: np.ndarray) -> np.ndarray:

@@ -25,6 +25,9 @@ Missing = Literal["error", "zero"]
 """What becomes of values that are not finite."""
 
 
+_COLUMNS = 4096
+
+
 class VolumeReader(Protocol):
     """A file of volumes, of which any values can be read; small and picklable.
 
@@ -245,24 +248,30 @@ class VolumesPlan:
 
 def _normalized(values: np.ndarray, normalize: Normalize, refuse: Any) -> np.ndarray:
     """Normalise float32 ``(volume, voxel)`` along the volumes, in place; NaN are left out."""
-    if normalize == "none":
-        return values
-    whole = not np.isnan(values).any()
-    mean = (np.mean if whole else np.nanmean)(values, axis=0, dtype=np.float64)
-    if normalize == "percent":
-        if low := int((mean <= 0).sum()):
-            refuse(
-                f"{low:,} voxels have a mean of 0 or below, of which there is no percent: give a "
-                "mask of the brain, or normalize='zscore'"
-            )
-        values *= (100 / mean).astype(np.float32)
-        values -= 100
-        return values
-    values -= mean.astype(np.float32)
-    deviation = (np.std if whole else np.nanstd)(values, axis=0, dtype=np.float64)
-    constant = (np.max if whole else np.nanmax)(values, axis=0) == (np.min if whole else np.nanmin)(
-        values, axis=0
-    )
+    if normalize != "none":
+        # Deviations are taken of float64 copies, of which only a part is held.
+        for first in range(0, values.shape[1], _COLUMNS):
+            part = values[:, first : first + _COLUMNS]
+            # A voxel without any value becomes one that does not vary, which has 0.
+            part[:, np.isnan(part).all(0)] = 1
+            (_to_percent if normalize == "percent" else _to_zscores)(part, refuse)
+    return values
+
+
+def _to_percent(values: np.ndarray, refuse: Any) -> None:
+    mean = np.nanmean(values, axis=0, dtype=np.float64)
+    if low := int((mean <= 0).sum()):
+        refuse(
+            f"{low:,} voxels have a mean of 0 or below, of which there is no percent: give a "
+            "mask of the brain, or normalize='zscore'"
+        )
+    values *= (100 / mean).astype(np.float32)
+    values -= 100
+
+
+def _to_zscores(values: np.ndarray, _: Any) -> None:
+    constant = np.nanmax(values, axis=0) == np.nanmin(values, axis=0)
+    values -= np.nanmean(values, axis=0, dtype=np.float64).astype(np.float32)
+    deviation = np.nanstd(values, axis=0, dtype=np.float64)
     deviation[constant] = np.inf
     values /= deviation.astype(np.float32)
-    return values
