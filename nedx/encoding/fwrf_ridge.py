@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,7 @@ from nedx.backbones.recipe import BackboneRecipe
 from nedx.compute import cache
 from nedx.compute.batches import batches, checked
 from nedx.compute.devices import check_device, forward_slot, resolve_device
+from nedx.encoding.estimators.base import UnfittedError
 from nedx.encoding.fwrf_gaussian import (
     GaussianFwrfEncoder,
     map_shapes,
@@ -34,7 +36,7 @@ from nedx.encoding.keeping import keep_model
 from nedx.encoding.loading import Network, backbone_ref
 from nedx.encoding.opening import open_model
 from nedx.encoding.recipe import EncoderRecipe
-from nedx.errors import ModelError
+from nedx.errors import ModelError, NedxWarning
 from nedx.linear.receptive_field_grid import CandidateSearch, candidate_grid, pool_maps
 from nedx.store.location import Location
 
@@ -218,7 +220,9 @@ class FwrfRidgeEncoder(BaseEstimator):
 
     def _fitted(self) -> GaussianFwrfEncoder:
         if not hasattr(self, "model_"):
-            raise ModelError("this FwrfRidgeEncoder is not fitted: type .fit(stimuli, responses)")
+            raise UnfittedError(
+                "this FwrfRidgeEncoder is not fitted: type .fit(stimuli, responses)"
+            )
         return self.model_
 
     def _seen(self, recipe: BackboneRecipe, stimuli: xr.Dataset) -> tuple[BackboneRecipe, float]:
@@ -258,7 +262,7 @@ class FwrfRidgeEncoder(BaseEstimator):
         searches = {}
         for name, pair in members.items():
             (trained, y), (held, z) = (each.image_means() for each in pair)
-            search = CandidateSearch(np.asarray(self.alphas, np.float64), y, z, channels)
+            search = CandidateSearch(np.sort(np.asarray(self.alphas, float)), y, z, channels)
             searches[name] = (
                 search,
                 np.searchsorted(images, trained),
@@ -270,6 +274,8 @@ class FwrfRidgeEncoder(BaseEstimator):
             for number, features in enumerate(pooled, part.start):
                 for search, trained, held in searches.values():
                     search.offer(number, features[trained], features[held])
+        for search, *_ in searches.values():
+            _warn_of_edges(search)
         return searches
 
     def _pooled(
@@ -345,6 +351,19 @@ def _labels(split: Split, name: str, fields: np.ndarray, search: CandidateSearch
             },
         ),
     )
+
+
+def _warn_of_edges(search: CandidateSearch) -> None:
+    for end, word in ((-1, "smaller"), (1, "larger")):
+        count = search.at_the_edge()[end]
+        if count > 0.1 * len(search.alpha):
+            warnings.warn(
+                f"{count} of {len(search.alpha)} voxels are best at the end of the penalties, "
+                f"{search.alphas[-1 if end > 0 else 0]:g}, and still "
+                f"improve there: add {word} alphas",
+                NedxWarning,
+                stacklevel=4,
+            )
 
 
 def _shown(policy: ImagePolicy) -> float:

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 
 from nedx.backbones.registry import default_recipe
 from nedx.compute.devices import check_device, resolve_device
+from nedx.encoding.estimators.base import UnfittedError
 from nedx.encoding.fwrf import POLICY
 from nedx.encoding.fwrf_batches import image_batches, mean_colours, training_batches
 from nedx.encoding.fwrf_checkpoint import (
@@ -209,7 +210,7 @@ class FwrfTrainer(BaseEstimator):
 
     def _fitted(self) -> FwrfEncoder:
         if not hasattr(self, "model_"):
-            raise ModelError("this FwrfTrainer is not fitted: type .fit(stimuli, responses)")
+            raise UnfittedError("this FwrfTrainer is not fitted: type .fit(stimuli, responses)")
         return self.model_
 
     def _check_parameters(self) -> None:

@@ -125,7 +125,7 @@ class CandidateSearch:
     Attributes
     ----------
     alphas : ndarray of float64, (alpha,)
-        Penalties tried, as in scikit-learn's ``Ridge`` on standardised features.
+        Penalties tried, ascending, as in scikit-learn's ``Ridge`` on standardised features.
     training, held : ndarray of float32, (image, voxel)
         Responses to fit to, and to choose by; the mean of the former is taken off both.
     candidate : ndarray of int64, (voxel,)
@@ -134,6 +134,8 @@ class CandidateSearch:
         Which penalty.
     loss : ndarray of float64, (voxel,)
         Mean squared error over the images held out.
+    rising : ndarray of int8, (voxel,)
+        -1 where smaller penalties, and 1 where larger ones, would do better still.
     coef : ndarray of float32, (voxel, feature)
         Weights of pooled features, as they are.
     intercept : ndarray of float32, (voxel,)
@@ -147,6 +149,7 @@ class CandidateSearch:
     candidate: np.ndarray = field(init=False)
     alpha: np.ndarray = field(init=False)
     loss: np.ndarray = field(init=False)
+    rising: np.ndarray = field(init=False)
     coef: np.ndarray = field(init=False)
     intercept: np.ndarray = field(init=False)
     _middle: np.ndarray = field(init=False, repr=False)
@@ -158,6 +161,7 @@ class CandidateSearch:
         self.candidate = np.zeros(voxels, np.int64)
         self.alpha = np.zeros(voxels)
         self.loss = np.full(voxels, np.inf)
+        self.rising = np.zeros(voxels, np.int8)
         self.coef = np.zeros((voxels, self.features), np.float32)
         self.intercept = np.zeros(voxels, np.float32)
 
@@ -197,5 +201,21 @@ class CandidateSearch:
             coef = vectors @ (cross[:, better] / (values[:, None] + alpha)) / scale[:, None]
             where = start + better
             self.candidate[where], self.alpha[where] = candidate, alpha
+            self.rising[where] = _rising(errors[:, better], self.held[:, where].var(0))
             self.loss[where], self.coef[where] = loss[better], coef.T
             self.intercept[where] = self._middle[where] - mean @ coef
+
+    def at_the_edge(self) -> dict[int, int]:
+        """Return how many voxels, of those predicted at all, ask for smaller (-1), larger (1)."""
+        predicted = self.loss < self.held.var(0)
+        return {end: int((predicted & (self.rising == end)).sum()) for end in (-1, 1)}
+
+
+def _rising(errors: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Return the end of errors (alpha, voxel) at which they still fall by a 1000th of variance."""
+    if len(errors) < 2:
+        return np.zeros(errors.shape[1], np.int8)
+    best, least = errors.argmin(0), errors.min(0)
+    falls = [errors[beside] - least > 1e-3 * spread for beside in (1, -2)]
+    last = len(errors) - 1
+    return np.where((best == 0) & falls[0], -1, np.where((best == last) & falls[1], 1, 0))

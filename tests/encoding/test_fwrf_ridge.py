@@ -17,7 +17,7 @@ import nedx
 from nedx.backbones import BackboneRecipe, load_backbone
 from nedx.encoding.fwrf_gaussian import GaussianFwrfEncoder, map_shapes, run_maps
 from nedx.encoding.fwrf_ridge import FwrfRidgeEncoder
-from nedx.errors import ModelError
+from nedx.errors import ModelError, NedxWarning
 from nedx.linear.receptive_field_grid import (
     CandidateSearch,
     candidate_grid,
@@ -157,6 +157,7 @@ def test_the_model_is_applied_by_the_formula_lazily_and_kept(fitted, tmp_path):
     again = nedx.load_model(tmp_path / "model.zarr").to_zarr(tmp_path / "again.zarr")
     second = nedx.load_model(again)
     assert second.weights_sha256 == model.weights_sha256
+    assert nedx.verify(tmp_path / "again.zarr").ok
     values = new.ned.encode(second, device="cpu")["response"].values
     np.testing.assert_array_equal(values, out["response"].values)
 
@@ -268,6 +269,18 @@ def test_policies_that_crop_show_less():
     assert aperture == pytest.approx(8 * 224 / 256)
     assert recipe.image_size == 224
     assert map_shapes(recipe) == {"fire6": (384, 13)}
+
+
+@pytest.mark.parametrize(
+    ("alphas", "word", "count", "noise"),
+    [((1e4, 3e5), "smaller", 60, 0.01), ((1e-3, 1.0), "larger", 24, 0.5)],
+)
+def test_penalties_that_end_too_early_are_warned_of(alphas, word, count, noise):
+    seen = stimuli(count)
+    ds = responses(seen, known(seen, noise=noise)[1])
+    encoder = FwrfRidgeEncoder(GABOR, sizes=(1.4,), alphas=alphas, holdout=0.4, device="cpu")
+    with pytest.warns(NedxWarning, match=f"add {word} alphas"):
+        encoder.fit(seen, ds)
 
 
 def test_it_has_the_manners_of_scikit_learn():
