@@ -37,7 +37,8 @@ def to_brainio(
     multi_index : bool
         True makes MultiIndexes of the labels, as assemblies in memory have them. False leaves
         them plain coordinates, which netCDF can hold and from which BrainIO makes its own:
-        ``assembly.to_netcdf("assembly.nc", engine="h5netcdf")``.
+        ``assembly.to_netcdf("assembly.nc", engine="h5netcdf")``, which
+        ``pip install 'nedx[brainio]'`` brings.
 
     Returns
     -------

@@ -59,7 +59,8 @@ def to_mne(
     Returns
     -------
     mne.EpochsArray or list of mne.EvokedArray
-        Float64. Each evoked says what it averages in ``comment`` and how many in ``nave``.
+        Float64. Each evoked says what it averages in ``comment`` and how many in ``nave``, where
+        ``n_repetitions (image)`` counts for what was averaged before.
 
     Raises
     ------
@@ -88,7 +89,8 @@ def to_mne(
         if label is None:
             there = ", ".join(metadata)
             raise SelectionError(f"by={by!r} is no label of the trials; there are: {there}")
-        return _evokeds(mne, values, info, start, label.astype(str))
+        counts = metadata.get("n_repetitions", np.ones(len(values)))
+        return _evokeds(mne, values, info, start, label.astype(str), counts)
     return _epochs(mne, values, info, start, metadata)
 
 
@@ -292,13 +294,19 @@ def _epochs(
 
 
 def _evokeds(
-    mne: Any, values: np.ndarray, info: Any, start: float, labels: np.ndarray
+    mne: Any,
+    values: np.ndarray,
+    info: Any,
+    start: float,
+    labels: np.ndarray,
+    counts: np.ndarray,
 ) -> list[Any]:
     """Return a mean for each label, in the order in which the labels appear first."""
     found = []
     for label in dict.fromkeys(labels.tolist()):
         rows = np.flatnonzero(labels == label)
         mean = values[rows].mean(axis=0)
-        evoked = mne.EvokedArray(mean, info.copy(), start, label, len(rows), verbose="ERROR")
-        found.append(evoked)
+        # The trials of which an average is as noisy: means of n_i each make k^2 / sum(1 / n_i).
+        nave = max(1, round(len(rows) ** 2 / float(np.sum(1 / counts[rows]))))
+        found.append(mne.EvokedArray(mean, info.copy(), start, label, nave=nave, verbose="ERROR"))
     return found

@@ -76,6 +76,17 @@ def test_names_place_channels_as_the_standard_montage():
     assert epochs.ch_names[0] == "FP1"
 
 
+def test_averages_of_averages_count_as_mne_counts_them():
+    ds = eeg().isel(subject=0).mean("repetition", keep_attrs=True)
+    ds = ds.assign_coords(n_repetitions=("image", [2, 8, 6]))
+    evokeds = ds.ned.to_mne("evoked")
+    assert [evoked.nave for evoked in evokeds] == [2, 8, 6]
+    bird = ds.ned.to_mne("evoked", by="category")[0]
+    expected = mne.combine_evoked([evokeds[0], evokeds[2]], "equal")
+    np.testing.assert_allclose(bird.data * 2, expected.data * 2, atol=1e-12)
+    assert bird.nave == round(expected.nave)
+
+
 @pytest.mark.parametrize(
     ("units", "kind", "factor"), [("fT", "mag", 1e-15), ("fT cm-1", "grad", 1e-13)]
 )
@@ -130,6 +141,7 @@ def test_real_evoked_responses_survive(shared_data):
         for own, made in zip(evokeds, found, strict=True):
             np.testing.assert_allclose(made.data, own.data, rtol=1e-5, atol=1e-20)
             np.testing.assert_allclose(made.times, own.times, atol=1e-6)
+            assert made.nave == own.nave
         for own, made in zip(info["chs"], found[0].info["chs"], strict=True):
             places = [own["loc"][:3], made["loc"][:3]]
             if kind != "eeg":
