@@ -6,7 +6,6 @@ fT and gradiometers in fT cm-1. Positions are in m in the head frame (x right, y
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from dask.base import tokenize
 
 from nedx.errors import SchemaError, SelectionError, StoreError, close_matches, require
 from nedx.schema import parse, subject_label
+from nedx.store.location import Location
 
 UNITS: Mapping[str, tuple[str, str, float]] = {
     "eeg": ("eeg", "uV", 1e6),
@@ -36,20 +36,21 @@ _FIF, _GZIP = b"\x00\x00\x00\x64", b"\x1f\x8b"
 
 
 def open_mne(
-    path: str | os.PathLike[str],
+    path: str | Path | Location,
     *,
     channel_type: str | None = None,
     image_id: str | Mapping[Any, str] | Sequence[str] | None = None,
     subject: str | int | None = None,
+    zscored: bool = False,
 ) -> xr.Dataset:
     """Open a file of epochs or evoked responses, lazily where MNE can.
 
     Parameters
     ----------
-    path : path
-        ``*-epo.fif`` or ``*-ave.fif`` (also ``.fif.gz``), or an EEGLAB ``.set`` of epochs. Of
-        epochs in ``.fif`` files only labels are read; the others are read whole.
-    channel_type, image_id, subject
+    path : str, Path or Location
+        On this machine: ``*-epo.fif`` or ``*-ave.fif`` (also ``.fif.gz``), or an EEGLAB ``.set``
+        of epochs. Of epochs in ``.fif`` files only labels are read; the others are read whole.
+    channel_type, image_id, subject, zscored
         As `from_mne` takes them.
 
     Returns
@@ -65,11 +66,18 @@ def open_mne(
     SelectionError, SchemaError
         As of `from_mne`.
     """
-    place = Path(path)
-    if not place.is_file():
-        raise StoreError(f"there is no file {place}. Check the path")
+    location = Location.of(path)
+    place = Path(location.url)
+    if not location.is_local or not place.is_file():
+        raise StoreError(f"there is no file {location.url} on this machine. Check the path")
     instance = _read(str(place), place.stat().st_mtime_ns)
-    return from_mne(instance, channel_type=channel_type, image_id=image_id, subject=subject)
+    return from_mne(
+        instance,
+        channel_type=channel_type,
+        image_id=image_id,
+        subject=subject,
+        zscored=zscored,
+    )
 
 
 @lru_cache(maxsize=4)
@@ -109,6 +117,7 @@ def from_mne(
     channel_type: str | None = None,
     image_id: str | Mapping[Any, str] | Sequence[str] | None = None,
     subject: str | int | None = None,
+    zscored: bool = False,
 ) -> xr.Dataset:
     """Make responses of MNE's epochs or evoked responses.
 
@@ -124,6 +133,8 @@ def from_mne(
         comments are the coordinate ``category``.
     subject : str or int, optional
         Kept as the attribute ``subject_ids``.
+    zscored : bool
+        Whether the values are z-scores of the baseline, as MNE can make them, not SI.
 
     Returns
     -------
@@ -142,15 +153,19 @@ def from_mne(
     """
     several = instance if isinstance(instance, list | tuple) else None
     if several is not None or hasattr(instance, "nave"):
-        return _evokeds(list(several or [instance]), channel_type, image_id, subject)
-    return _epochs(instance, channel_type, image_id, subject)
+        ds = _evokeds(list(several or [instance]), channel_type, image_id, zscored=zscored)
+    else:
+        ds = _epochs(instance, channel_type, image_id, zscored=zscored)
+    if subject is not None:
+        ds.attrs["subject_ids"] = [subject_label(subject)]
+    return parse(ds)
 
 
-def _epochs(epochs: Any, channel_type: str | None, image_id: Any, subject: Any) -> xr.Dataset:
+def _epochs(epochs: Any, channel_type: str | None, image_id: Any, *, zscored: bool) -> xr.Dataset:
     epochs.drop_bad(verbose="error")
     info = epochs.info
     kind, rows = _chosen(info, channel_type)
-    scale = UNITS[kind][2]
+    scale = 1.0 if zscored else UNITS[kind][2]
     numbers = epochs.events[:, 2]
     names = {number: name for name, number in epochs.event_id.items()}
     category = np.array([str(names.get(n, n)) for n in numbers], object)
@@ -160,7 +175,9 @@ def _epochs(epochs: Any, channel_type: str | None, image_id: Any, subject: Any) 
         **_images("trial", image_id, category, numbers, epochs.metadata),
     }
     data = _epochs_data(epochs, rows, scale)
-    return _labelled(("trial", "channel", "time"), data, coords, info, kind, rows, epochs, subject)
+    return _labelled(
+        ("trial", "channel", "time"), data, coords, info, kind, rows, epochs, zscored=zscored
+    )
 
 
 def _epochs_data(epochs: Any, rows: np.ndarray, scale: float) -> Any:
@@ -206,7 +223,7 @@ def _opened_epochs(path: str, changed: int) -> Any:
 
 
 def _evokeds(
-    evokeds: list[Any], channel_type: str | None, image_id: Any, subject: Any
+    evokeds: list[Any], channel_type: str | None, image_id: Any, *, zscored: bool
 ) -> xr.Dataset:
     if not evokeds:
         raise SelectionError("there are no evoked responses in the list")
@@ -216,14 +233,15 @@ def _evokeds(
             fault = f"{other.comment!r} has other channels or times than {first.comment!r}"
             raise SchemaError("The list of evoked responses", [f"{fault}; give them one by one"])
     kind, rows = _chosen(first.info, channel_type)
-    data = np.stack([e.data[rows] * UNITS[kind][2] for e in evokeds]).astype(np.float32)
+    scale = 1.0 if zscored else UNITS[kind][2]
+    data = np.stack([e.data[rows] * scale for e in evokeds]).astype(np.float32)
     category = np.array([e.comment or f"evoked {i}" for i, e in enumerate(evokeds)], object)
     coords = {
         "n_repetitions": ("image", np.array([e.nave for e in evokeds], np.int32)),
         **_images("image", image_id, category, np.arange(len(evokeds)), None),
     }
     return _labelled(
-        ("image", "channel", "time"), data, coords, first.info, kind, rows, first, subject
+        ("image", "channel", "time"), data, coords, first.info, kind, rows, first, zscored=zscored
     )
 
 
@@ -294,7 +312,8 @@ def _labelled(
     kind: str,
     rows: np.ndarray,
     instance: Any,
-    subject: Any,
+    *,
+    zscored: bool,
 ) -> xr.Dataset:
     modality, units, _ = UNITS[kind]
     attrs: dict[str, Any] = {
@@ -305,23 +324,23 @@ def _labelled(
     }
     if "image_id" not in coords:
         attrs["stimulus_identity"] = "none"
-    if subject is not None:
-        attrs["subject_ids"] = [subject_label(subject)]
     if info["bads"]:
         attrs["bad_channels"] = list(info["bads"])
     steps = recorded_steps(info, getattr(instance, "baseline", None))
+    response = {"units": units, "long_name": "response", "source": "measured"}
+    if zscored:
+        response |= {"units": "1", "normalization": "zscore", "normalization_scope": "baseline"}
+        steps.append({"step": "baseline", "scope": "trial", "mode": "zscore"})
     if steps:
         attrs["preprocessing"] = steps
-    response = {"units": units, "long_name": "response", "source": "measured"}
     if kind == "csd":
         response["transform"] = "csd"
     time = {"units": "s", "sampling_frequency": float(info["sfreq"])}
-    ds = xr.Dataset(
+    return xr.Dataset(
         {"response": (dims, data, response)},
         {**coords, **channel_labels(info, rows), "time": ("time", instance.times, time)},
         attrs,
     )
-    return parse(ds)
 
 
 def channel_labels(info: Any, rows: np.ndarray, montage: str | None = None) -> dict[str, Any]:
