@@ -31,7 +31,7 @@ _DESCRIPTION, _COMMENT = 79, "comment"
 
 def to_nifti(
     obj: xr.Dataset | xr.DataTree, variable: str | None = None, *, fill: float = np.nan
-) -> nibabel.Nifti1Image:
+) -> nibabel.Nifti1Image | nibabel.Nifti2Image:
     """Return responses or a statistic of one subject's voxels as a NIfTI image; computes it.
 
     Parameters
@@ -49,7 +49,7 @@ def to_nifti(
 
     Returns
     -------
-    nibabel.Nifti1Image
+    nibabel.Nifti1Image, or Nifti2Image of more than 32,767 volumes
         float32 ``(i, j, k[, volume])``; mm, and s along times. Unit and labels of the volumes are
         in a comment of its header, as JSON.
 
@@ -78,7 +78,9 @@ def to_nifti(
     refuse_large(4 * (int(np.prod([*shape, *counts])) + array.size), array.sizes)
     volume = np.full((*shape, *counts), fill, dtype=np.float32)
     volume[tuple(index.T)] = array.transpose("voxel", *extra).values
-    image = nibabel.Nifti1Image(volume, affine)
+    # NIfTI-1 counts the entries of an axis in 16 bits.
+    small = max(volume.shape) < 2**15
+    image = (nibabel.Nifti1Image if small else nibabel.Nifti2Image)(volume, affine)
     _describe(nibabel, image, array, extra)
     return image
 

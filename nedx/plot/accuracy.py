@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
+import dask
 import numpy as np
 import xarray as xr
 
@@ -180,7 +181,7 @@ def plot_accuracy_bars(
     return ax
 
 
-def _pair(ds: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+def _pair(ds: xr.Dataset) -> _Pair:
     """Return accuracy and ceiling of every neuroid (and time) of one subject."""
     name = next((name for name in _ACCURACIES if name in ds), None)
     missing = [] if name else ["'accuracy'"]
@@ -190,10 +191,10 @@ def _pair(ds: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
             f"no variable {' and no '.join(missing)}; add them first: ds.ned.score(), of "
             "responses with repetitions"
         )
-    chosen = ds[[name, "noise_ceiling"]] if "noise_ceiling" in ds.data_vars else ds[[name]]
-    loaded = chosen.load()
-    accuracy, ceiling = xr.broadcast(loaded[name], loaded["noise_ceiling"])
-    return accuracy, ceiling
+    # Labels of every vertex and ROI are not needed, and would be read.
+    pair = (ds[each].reset_coords(drop=True) for each in (name, "noise_ceiling"))
+    accuracy, ceiling = dask.compute(*pair)
+    return xr.broadcast(accuracy, ceiling)
 
 
 def _members(ds: xr.Dataset, roi: Names | None) -> dict[str, xr.Dataset]:
@@ -216,7 +217,7 @@ def _members(ds: xr.Dataset, roi: Names | None) -> dict[str, xr.Dataset]:
 
 def _by_roi(obj: xr.Dataset | xr.DataTree, roi: Names | None) -> dict[str, _Pair]:
     """Return accuracy and ceiling by ROI, of all subjects together; under "" without ROIs."""
-    parts: dict[str, list[tuple[xr.DataArray, xr.DataArray]]] = {}
+    parts: dict[str, list[_Pair]] = {}
     for _, ds in by_subject(obj):
         groups = {"": ds} if roi is None else _members(ds, roi)
         for name, group in groups.items():

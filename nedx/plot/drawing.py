@@ -126,6 +126,6 @@ def at_time(array: xr.DataArray, time: float | tuple[float, float] | None) -> xr
 
     name = array.name or "value"
     chosen = select(array.to_dataset(name=name), time=time)[name] if time is not None else array
-    mean = chosen.mean(dim)
+    mean = chosen.astype(np.float32).mean(dim)
     mean.attrs = dict(array.attrs)
     return mean.rename(array.name)

@@ -70,6 +70,16 @@ def test_a_statistic_is_one_volume_with_nothing_outside():
     assert np.isclose(value, float(ds.noise_ceiling[voxel]))
 
 
+def test_many_volumes_are_of_the_second_kind(tmp_path):
+    ds = voxels(count=3).isel(image=np.arange(40_000) % 3)
+    image = ds.ned.to_nifti()
+    nibabel.save(image, tmp_path / "many.nii")
+    found = nibabel.load(tmp_path / "many.nii")
+    assert found.shape == (6, 7, 8, 40_000)
+    places = tuple(ds[axis].values for axis in "ijk")
+    np.testing.assert_array_equal(found.dataobj[..., 39_999][places], ds.response.values[39_999])
+
+
 def test_times_become_the_fourth_axis_in_seconds():
     ds = voxels().rename(image="time").drop_vars("image_id").assign_coords(time=[0.0, 1.6, 3.2])
     image = ds.ned.to_nifti()
