@@ -129,6 +129,20 @@ SOURCES: dict[str, Source] = {
             _MISSING,
         ),
     ),
+    "brainio": Source(
+        "nedx.sources.brainio",
+        "open_brainio",
+        "an assembly of BrainIO or Brain-Score: netCDF",
+        (
+            Argument("modality", choices=("fmri", "eeg", "meg", "ieeg", "ephys"), required=True),
+            Argument("units", "such as Hz or percent, where the file does not tell"),
+            Argument("normalization", "such as zscore, where units are 1"),
+            Argument("normalization_scope", "such as session"),
+            Argument("image_set", "names the images: image_id is <image-set>:<stimulus id>"),
+            Argument("stimuli", "the CSV of the stimulus set"),
+            Argument("time_units", "of the time bins", choices=("ms", "s")),
+        ),
+    ),
     "haxby2001": Source(
         "nedx.sources.haxby2001",
         "open_haxby",
