@@ -16,7 +16,7 @@ from nedx.metrics.rsa.patterns import lead_dims, patterns, response_of
 
 Method = Literal["correlation", "euclidean", "crossnobis", "decoding"]
 
-_LONG_NAMES = {
+LONG_NAMES = {
     "correlation": "correlation distance of patterns",
     "euclidean": "squared Euclidean distance of patterns over their length",
     "crossnobis": "cross-validated squared distance of patterns over their length",
@@ -91,8 +91,8 @@ def rdm(
 
         decoded = {"over": over, "by": by, "folds": folds, "noise": noise, **options}
         return pairwise_decoding(data, block_size=block_size, **decoded).rename("rdm")
-    if method not in _LONG_NAMES:
-        named = ", ".join(repr(name) for name in (*_LONG_NAMES, "decoding"))
+    if method not in LONG_NAMES:
+        named = ", ".join(repr(name) for name in (*LONG_NAMES, "decoding"))
         raise ValueError(f"method is one of {named}, not {method!r}")
     if options:
         raise TypeError(f"{', '.join(options)}: options of method='decoding' only")
@@ -110,15 +110,19 @@ def rdm(
         residuals = {"over": over, "by": by, "folds": folds, "block_size": block_size}
         given = whitened(given, data, noise, residuals)
     made = all_pairs(given.data, getattr(kernels, method), given.dtype)
-    units = _units(response_of(data), method, noise)
-    attrs = {"units": units, "long_name": _LONG_NAMES[method], "method": method}
+    units = squared_units(response_of(data), method, noise)
+    attrs = {"units": units, "long_name": LONG_NAMES[method], "method": method}
     return labelled(made, given, data, attrs).rename("rdm")
 
 
 def labelled(
-    made: Any, given: xr.DataArray, data: xr.DataArray | xr.Dataset, attrs: dict[str, Any]
+    made: Any,
+    given: xr.DataArray,
+    data: xr.DataArray | xr.Dataset,
+    attrs: dict[str, Any],
+    centers: xr.DataArray | None = None,
 ) -> xr.DataArray:
-    """Name both image dims of an array ``(..., image, image_2)`` made of arranged patterns."""
+    """Name the dims of an array ``(..., [center,] image, image_2)`` made of arranged patterns."""
     condition = str(given.dims[-3])
     second = f"{condition}_2"
     coords: dict[Any, Any] = {name: coord.variable for name, coord in given.coords.items()}
@@ -128,15 +132,20 @@ def labelled(
             label.dims = (second,)
             coords[f"{name}_2"] = label
     lead = lead_dims(given)
+    late = ["time"]
+    if centers is not None:
+        coords |= {name: coord.variable for name, coord in centers.coords.items()}
+        late = [*map(str, centers.dims), *late]
+        lead += [str(dim) for dim in centers.dims]
     found = xr.DataArray(made, dims=[*lead, condition, second], coords=coords, attrs=attrs)
     if source := response_of(data).attrs.get("source"):
         found.attrs["source"] = source
-    return found.transpose(
-        *(d for d in lead if d != "time"), condition, second, ..., "time", missing_dims="ignore"
-    )
+    early = (dim for dim in lead if dim not in late)
+    return found.transpose(*early, condition, second, *late, missing_dims="ignore")
 
 
-def _units(response: xr.DataArray, method: str, noise: Any) -> str:
+def squared_units(response: xr.DataArray, method: str, noise: Any) -> str:
+    """Return the units of a dissimilarity: those of the responses squared, or "1"."""
     units = str(response.attrs.get("units", "1"))
     if method == "correlation" or noise is not None or units == "1":
         return "1"

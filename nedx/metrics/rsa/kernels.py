@@ -21,7 +21,7 @@ def correlation(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
     distance = np.matmul(left, right.swapaxes(-1, -2))
     np.subtract(1, distance, out=distance)
     np.clip(distance, 0, 2, out=distance)
-    return _exact(distance) if b is None else distance
+    return exact(distance) if b is None else distance
 
 
 def euclidean(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
@@ -32,7 +32,7 @@ def euclidean(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
     distance -= 2 * np.matmul(left, right.swapaxes(-1, -2))
     np.maximum(distance, 0, out=distance)
     distance /= a.shape[-1]
-    return (_exact(distance) if b is None else distance).astype(a.dtype)
+    return (exact(distance) if b is None else distance).astype(a.dtype)
 
 
 def crossnobis(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
@@ -49,7 +49,7 @@ def crossnobis(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
     distance = norms[0][..., :, np.newaxis] + norms[1][..., np.newaxis, :]
     distance -= 2 * np.matmul(joined * signs, other.swapaxes(-1, -2))
     distance /= n_folds * (n_folds - 1) * length
-    return (_exact(distance) if b is None else distance).astype(a.dtype)
+    return (exact(distance) if b is None else distance).astype(a.dtype)
 
 
 def checked(patterns: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def _finite(sums: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _exact(distance: np.ndarray) -> np.ndarray:
+def exact(distance: np.ndarray) -> np.ndarray:
     """Remove what rounding left on the diagonal, in place; NaN stays."""
     diagonal = np.einsum("...ii->...i", distance)
     diagonal[~np.isnan(diagonal)] = 0

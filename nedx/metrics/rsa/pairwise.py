@@ -91,7 +91,7 @@ def pairwise_decoding(
     if not 0 < shrinkage < 1 or cost <= 0:
         found = f"shrinkage={shrinkage}, cost={cost}"
         raise ValueError(f"shrinkage lies between 0 and 1 and cost above 0; found {found}")
-    arrangement = {"over": over, "by": by, "folds": folds, "block_size": block_size}
+    arrangement: dict[str, Any] = {"over": over, "by": by, "folds": folds, "block_size": block_size}
     given = patterns(data, **arrangement)
     if noise is not None:
         given = whitened(given, data, noise, arrangement)
@@ -175,7 +175,8 @@ def _spread(given: xr.DataArray) -> xr.DataArray:
     if given.ndim == 3:
         return given
     last = given.dims[-4]
-    return given.chunk({last: min(max(given.chunks[-4]), -(-given.sizes[last] // 16))})
+    largest = max(given.variable.chunksizes[last])
+    return given.chunk({last: min(largest, -(-given.sizes[last] // 16))})
 
 
 def _left_out(count: int, n_folds: int | None) -> list[np.ndarray]:
