@@ -177,3 +177,23 @@ def test_a_roi_leaves_the_rest_of_the_surface_empty():
 def test_vertices_that_are_nowhere(change, says):
     with pytest.raises(SchemaError, match=says):
         change(vertices()).ned.to_gifti()
+
+
+def test_real_volumes_survive(shared_data):
+    from nedx.sources.haxby2001 import open_haxby
+
+    folder = shared_data / "haxby2001_pymvpa"
+    if not folder.is_dir():
+        pytest.skip(f"the volumes of Haxby et al. are not at {folder}")
+    image = open_haxby(folder).isel(trial=slice(3)).ned.to_nifti(fill=0)
+    published = nibabel.load(folder / "bold.nii.gz")
+    first_run = published.dataobj[..., :121].astype(np.float64)
+    mask = nibabel.load(folder / "mask.nii.gz")
+    inside = np.asarray(mask.dataobj).reshape(image.shape[:3]) > 0
+    np.testing.assert_allclose(image.affine, mask.affine, atol=1e-5)
+    mean = first_run.mean(axis=3)[inside]
+    for volume in range(3):
+        expected = 100 * (first_run[..., volume][inside] - mean) / mean
+        found = image.dataobj[..., volume]
+        np.testing.assert_allclose(found[inside], expected, rtol=1e-3, atol=1e-3)
+        assert not found[~inside].any()
