@@ -14,8 +14,8 @@ from nedx.errors import SourceError
 from nedx.schema import subject_label
 from nedx.sources.bids_events import Events, read_events
 from nedx.sources.nifti import VolumeFile, open_volumes
+from nedx.sources.sections import Missing, Normalize
 from nedx.sources.timecourses import Run, open_runs
-from nedx.sources.volumes import Missing, Normalize
 from nedx.store.location import Location
 
 _BOLD = re.compile(

@@ -15,8 +15,8 @@ import xarray as xr
 
 from nedx.errors import SourceError, StoreError
 from nedx.sources.nifti import open_volumes
+from nedx.sources.sections import Missing, Normalize
 from nedx.sources.timecourses import Run, open_runs
-from nedx.sources.volumes import Missing, Normalize
 from nedx.store.location import Location
 
 SECONDS_PER_VOLUME = 2.5

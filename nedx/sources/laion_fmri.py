@@ -26,6 +26,7 @@ from nedx.errors import SelectionError, SourceError, StoreError, close_matches
 from nedx.schema import parse
 from nedx.selection import Names, Subjects
 from nedx.sources.nifti import VolumeFile, fortran_index, open_volumes, same_space, voxel_labels
+from nedx.sources.sections import Missing, Section
 from nedx.sources.trials import (
     Normalize,
     beta_attrs,
@@ -35,7 +36,7 @@ from nedx.sources.trials import (
     chosen_subjects,
     earlier_presentations,
 )
-from nedx.sources.volumes import Missing, Section, VolumesPlan
+from nedx.sources.volumes import VolumesPlan
 from nedx.store.location import Location
 
 SUBJECTS = ["sub-01", "sub-03", "sub-05", "sub-06", "sub-07"]

@@ -35,6 +35,7 @@ from nedx.sources.nifti import (
 from nedx.sources.nsd_betas import BetasFile, Hemispheres, ScaledFile, open_betas
 from nedx.sources.nsd_design import SESSIONS, TRIALS, chosen_sessions, trial_labels
 from nedx.sources.nsd_rois import find_families, read_labels, read_names, roi_coords
+from nedx.sources.sections import Missing, Section
 from nedx.sources.trials import (
     Normalize,
     beta_attrs,
@@ -42,7 +43,7 @@ from nedx.sources.trials import (
     check_normalize,
     chosen_subjects,
 )
-from nedx.sources.volumes import Missing, Section, VolumesPlan
+from nedx.sources.volumes import VolumesPlan
 from nedx.store.location import Location
 
 Space = Literal["func1pt8mm", "func1mm", "fsaverage"]

@@ -34,6 +34,7 @@ from nedx.errors import (
 from nedx.schema import parse
 from nedx.selection import Names, Subjects
 from nedx.sources.berg.streams import opened, stamp, url_of
+from nedx.sources.sections import Missing, Section
 from nedx.sources.trials import (
     Normalize,
     beta_attrs,
@@ -43,7 +44,7 @@ from nedx.sources.trials import (
     chosen_subjects,
     earlier_presentations,
 )
-from nedx.sources.volumes import Missing, Section, VolumesPlan
+from nedx.sources.volumes import VolumesPlan
 from nedx.store.location import Location
 
 TEST_REPETITIONS = 12

@@ -13,7 +13,8 @@ from nedx.compute.planned import PlannedArray
 from nedx.errors import SelectionError, SourceError
 from nedx.schema import parse
 from nedx.sources.nifti import VolumeFile, fortran_index, same_space, voxel_labels
-from nedx.sources.volumes import Missing, Normalize, Section, VolumesPlan
+from nedx.sources.sections import Missing, Normalize, Section
+from nedx.sources.volumes import VolumesPlan
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 from nedx.errors import SelectionError, SourceError
 from nedx.schema import subject_label
 from nedx.selection import Subjects
-from nedx.sources.volumes import Missing
+from nedx.sources.sections import Missing
 
 Normalize = Literal["zscore", "none"]
 """z-scores within session, or percent as published."""

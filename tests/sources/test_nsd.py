@@ -17,7 +17,9 @@ from nedx.cli import main
 from nedx.errors import CorruptStoreError, SelectionError, SourceError, StoreError
 from nedx.sources.importing import import_source
 from nedx.sources.nsd import open_nsd
+from nedx.store.location import Location
 from tests.laziness import computes_at_most
+from tests.servers import S3Server
 from tests.sources import nsd_fixture as made
 
 
@@ -272,3 +274,48 @@ def test_values_that_are_not_finite(published, tmp_path):
     rest = np.delete(values[0, 7], 3).astype(np.float64)
     assert found[3] == 0
     np.testing.assert_allclose(np.delete(found, 3), (rest - rest.mean()) / rest.std(), atol=2e-5)
+
+
+def test_an_import_that_was_stopped_goes_on(published, tmp_path):
+    wanted = {"subject": 1, "sessions": [1, 2]}
+    whole, stopped = tmp_path / "whole.zarr", tmp_path / "stopped.zarr"
+    import_source("nsd", published["root"], whole, **wanted)
+
+    def stop(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_source("nsd", published["root"], stopped, **wanted, progress=stop)
+    first = {path: path.stat().st_mtime_ns for path in stopped.glob("response/c/**/*")}
+    assert any(path.is_file() for path in first)
+    import_source("nsd", published["root"], stopped, **wanted)
+    assert all(path.stat().st_mtime_ns == at for path, at in first.items() if path.is_file())
+    chunks = [path for path in whole.glob("response/c/**/*") if path.is_file()]
+    for path in chunks:
+        assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes()
+    assert nedx.verify(str(stopped)).ok
+
+
+def test_photographs_join_by_id(published, tmp_path):
+    path = tmp_path / "nsd_stimuli.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("imgBrick", (73_000, 2, 2, 3), np.uint8, chunks=(1, 2, 2, 3))
+        ds = open_nsd(published["root"], subject=1, sessions=[1])
+        number = int(ds.nsd_id[17])
+        file["imgBrick"][number] = 200
+    images = nedx.open_images(path, image_set="nsd")
+    shown = images.sel(image_id=ds.image_id.values[17]).pixels.values
+    assert (shown == 200).all()
+
+
+def test_from_a_bucket(published):
+    server = S3Server()
+    try:
+        url = server.fill("natural-scenes", published["root"])
+        there = Location.of(url, storage_options=server.options)
+        far = open_nsd(there, subject=1, sessions=[2]).response
+        near = open_nsd(published["root"], subject=1, sessions=[2]).response
+        np.testing.assert_array_equal(far, near)
+    finally:
+        server.close()
