@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import xarray as xr
 
-from nedx.compute.batches import batches, checked
+from nedx.compute.batches import batches
 from nedx.encoding.fwrf_samples import Samples, Split
 from nedx.encoding.kernels import preprocessed
-from nedx.stimuli.preprocessing import policy, preprocess
+from nedx.stimuli.preprocessing import policy
 
 if TYPE_CHECKING:
     import torch
 
 Made = TypeVar("Made")
-_AT_A_TIME = 64
+_AT_A_TIME = 32
 
 
 def training_batches(
@@ -95,10 +95,8 @@ def _drawn(
     for name in _turns(split.training, batch_size, rng):
         chosen, values = next(streams[name])
         images, which = np.unique(split.training[name].image[chosen], return_inverse=True)
-        pixels = split.pixels.isel(image=images).values
-        pixels = checked(pixels, (len(images), *split.pixels.shape[1:]), np.uint8, "pixels")
-        batch = preprocess(pixels, policy(policy_name))[torch.from_numpy(which)]
-        yield name, batch, torch.from_numpy(values)
+        seen = torch.cat(list(image_batches(split.pixels, images, policy_name)))
+        yield name, seen[torch.from_numpy(which)], torch.from_numpy(values)
 
 
 def _turns(training: Mapping[str, Samples], batch_size: int, rng: np.random.Generator) -> list[str]:

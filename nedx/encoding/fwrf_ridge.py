@@ -144,7 +144,7 @@ class FwrfRidgeEncoder(BaseEstimator):
     def fit(
         self,
         stimuli: xr.Dataset,
-        responses: Responses,
+        responses: Responses | None = None,
         validation: Responses | None = None,
     ) -> FwrfRidgeEncoder:
         """Fit to images and the responses to them.
@@ -155,9 +155,10 @@ class FwrfRidgeEncoder(BaseEstimator):
         ----------
         stimuli : Dataset
             ``pixels (image, y, x, rgb)`` uint8; may hold images beyond those of the responses.
-        responses : Dataset or DataTree
+        responses : Dataset or DataTree, optional
             ``response ([subject,] image | trial[, repetition], voxel)``, paired with the images
-            by ``image_id``; of a tree each child is one subject's. Repetitions and trials of an
+            by ``image_id``; of a tree each child is one subject's. Left out where `stimuli` hold
+            both. Repetitions and trials of an
             image are averaged. ``partition``, here or among the stimuli, says what is fitted to
             (``"train"``) and chosen by (``"val"``); images of ``"test"`` are left out.
         validation : Dataset or DataTree, optional
@@ -195,7 +196,12 @@ class FwrfRidgeEncoder(BaseEstimator):
         searches = self._search(split, recipe, aperture, channels)
         self.alpha_ = {name: search.alpha for name, (search, *_) in searches.items()}
         self.model_ = self._stored(
-            split, searches, encoder_recipe(split, responses, recipe, "fwrf_ridge"), aperture
+            split,
+            searches,
+            encoder_recipe(
+                split, stimuli if responses is None else responses, recipe, "fwrf_ridge"
+            ),
+            aperture,
         )
         return self
 
@@ -205,13 +211,13 @@ class FwrfRidgeEncoder(BaseEstimator):
 
         return encode(stimuli, self._fitted(), device=self.device)
 
-    def score(self, stimuli: xr.Dataset, responses: Responses) -> float:
+    def score(self, stimuli: xr.Dataset, responses: Responses | None = None) -> float:
         """Return the mean over voxels of Pearson's r between predicted and given responses.
 
         Repetitions and trials of an image are averaged; every response counts, of whatever
         partition.
         """
-        found = image_correlations(self.predict(stimuli), stimuli, responses, self.recipe.policy)
+        found = image_correlations(self.predict, stimuli, responses, self.recipe.policy)
         return float(np.concatenate(list(found.values())).mean())
 
     def to_zarr(self, place: str | Path | Location) -> Location:

@@ -130,7 +130,10 @@ class Split:
 
 
 def split_samples(
-    stimuli: xr.Dataset, responses: Responses, validation: Responses | None, policy: str
+    stimuli: xr.Dataset,
+    responses: Responses | None,
+    validation: Responses | None,
+    policy: str,
 ) -> Split:
     """Pair responses with images, and hold out what ``partition`` says; reads labels alone.
 
@@ -138,10 +141,10 @@ def split_samples(
     ----------
     stimuli : Dataset
         ``pixels (image, y, x, rgb)`` uint8 with ``image_id``.
-    responses : Dataset or DataTree
+    responses : Dataset or DataTree, optional
         ``response ([subject,] image | trial[, repetition], voxel)``; of a tree each child is one
-        subject's. Each is of the partition that it says itself, or else that its image is of
-        among the stimuli; without any all are for training.
+        subject's; by default that of the stimuli. Each is of the partition that it says itself,
+        or else that its image is of among the stimuli; without any all are for training.
     validation : Dataset or DataTree, optional
         Instead of those of the partition ``"val"``.
     policy : str
@@ -158,6 +161,18 @@ def split_samples(
     ModelError
         If responses and images do not fit together, or images are trained on and held out.
     """
+    responses = stimuli if responses is None else responses
+    for given in (responses, validation):
+        if given is not None and not isinstance(given, xr.Dataset | xr.DataTree):
+            raise ModelError(
+                f"responses are a Dataset or DataTree with 'response' and 'image_id', not "
+                f"{type(given).__name__}"
+            )
+    if not isinstance(stimuli, xr.Dataset):
+        raise StimulusError(
+            f"fwRF models are fitted to a Dataset of images, not {type(stimuli).__name__}. Type: "
+            "nedx.open_images(images)"
+        )
     if "pixels" not in stimuli:
         raise StimulusError(
             f"fwRF models are fitted to 'pixels', found {', '.join(map(str, stimuli.data_vars))}. "

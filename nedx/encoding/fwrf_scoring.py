@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import xarray as xr
 
@@ -10,17 +12,20 @@ from nedx.metrics.correlation import pearson_r
 
 
 def image_correlations(
-    predicted: xr.Dataset | xr.DataTree, stimuli: xr.Dataset, responses: Responses, policy: str
+    predict: Callable[[xr.Dataset], xr.Dataset | xr.DataTree],
+    stimuli: xr.Dataset,
+    responses: Responses | None,
+    policy: str,
 ) -> dict[str, np.ndarray]:
     """Correlate predictions with the mean response to each image.
 
     Parameters
     ----------
-    predicted : Dataset or DataTree
-        What `encode` made of the stimuli.
+    predict : callable (Dataset) -> Dataset or DataTree
+        Predicts ``response (image, voxel)`` of each subject.
     stimuli : Dataset
         The images.
-    responses : Dataset or DataTree
+    responses : Dataset or DataTree, optional
         As they are fitted to; every response counts, of whatever partition.
     policy : str
         Of the images.
@@ -30,15 +35,14 @@ def image_correlations(
     dict of str to ndarray of float32, (voxel,)
         Pearson's r of each subject's voxels; 0 where predictions or responses are constant.
     """
-    bare = stimuli.drop_vars("partition", errors="ignore")
-    split = split_samples(bare, without_partition(responses), None, policy)
+    own = without_partition(stimuli if responses is None else responses)
+    bare = stimuli.drop_vars(["partition", "response"], errors="ignore")
+    predicted = predict(bare)
     found = {}
-    for name, samples in split.training.items():
-        tree = isinstance(predicted, xr.DataTree)
-        ds = predicted[name].to_dataset() if tree else predicted
-        variable = "response_predicted" if "response_predicted" in ds else "response"
+    for name, samples in split_samples(bare, own, None, policy).training.items():
+        ds = predicted[name].to_dataset() if isinstance(predicted, xr.DataTree) else predicted
         images, means = samples.image_means()
-        rows = ds[variable].isel(image=images).transpose("image", "voxel")
+        rows = ds["response"].isel(image=images).transpose("image", "voxel")
         found[name] = correlations(rows.values, means)
     return found
 

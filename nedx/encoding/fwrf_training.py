@@ -134,7 +134,7 @@ class FwrfTrainer(BaseEstimator):
     def fit(
         self,
         stimuli: xr.Dataset,
-        responses: Responses,
+        responses: Responses | None = None,
         validation: Responses | None = None,
     ) -> FwrfTrainer:
         """Train on images and the responses to them.
@@ -147,12 +147,12 @@ class FwrfTrainer(BaseEstimator):
         stimuli : Dataset
             ``pixels (image, y, x, rgb)`` uint8, square; may hold images beyond those of the
             responses.
-        responses : Dataset or DataTree
+        responses : Dataset or DataTree, optional
             ``response ([subject,] image | trial[, repetition], voxel)``, paired with the images
-            by ``image_id``; of a tree each child is one subject's. Single trials are samples of
-            their own. ``partition (image | trial)``, here or among the stimuli, says what is
-            trained on (``"train"``) and what the epoch is chosen by (``"val"``); images of
-            ``"test"`` are left out.
+            by ``image_id``; of a tree each child is one subject's. Left out where `stimuli` hold
+            both. Single trials are samples of their own. ``partition (image | trial)``, here or
+            among the stimuli, says what is trained on (``"train"``) and what the epoch is chosen
+            by (``"val"``); images of ``"test"`` are left out.
         validation : Dataset or DataTree, optional
             Responses of the same voxels to choose the epoch by, instead of ``"val"``.
 
@@ -185,7 +185,9 @@ class FwrfTrainer(BaseEstimator):
                 )
         progress, best = self._train(split, targets, self._fingerprint(split, values))
         self.history_, self.best_epoch_ = progress.history, progress.best_epoch
-        recipe = encoder_recipe(split, responses, default_recipe("gnet"), "fwrf")
+        recipe = encoder_recipe(
+            split, stimuli if responses is None else responses, default_recipe("gnet"), "fwrf"
+        )
         self.model_ = self._stored(split, best, recipe)
         return self
 
@@ -195,13 +197,13 @@ class FwrfTrainer(BaseEstimator):
 
         return encode(stimuli, self._fitted(), device=self.device)
 
-    def score(self, stimuli: xr.Dataset, responses: Responses) -> float:
+    def score(self, stimuli: xr.Dataset, responses: Responses | None = None) -> float:
         """Return the mean over voxels of Pearson's r between predicted and given responses.
 
         Repetitions and trials of an image are averaged; every response counts, of whatever
         partition.
         """
-        found = image_correlations(self.predict(stimuli), stimuli, responses, POLICY)
+        found = image_correlations(self.predict, stimuli, responses, POLICY)
         return float(np.concatenate(list(found.values())).mean())
 
     def to_zarr(self, place: str | Path | Location) -> Location:

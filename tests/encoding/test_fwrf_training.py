@@ -419,10 +419,13 @@ def test_another_seed_is_another_training_and_the_caller_keeps_its_random_number
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, same, other = (FwrfTrainer(**SMALL, seed=seed).fit(*toy()) for seed in (0, 0, 1))
+    seen, ds = toy()
+    one, other = (FwrfTrainer(**SMALL, seed=seed).fit(seen, ds) for seed in (0, 1))
+    same = FwrfTrainer(**SMALL).fit(seen.merge(ds))
     assert torch.equal(torch.rand(1), expected)
     assert one.model_.weights_sha256 == same.model_.weights_sha256
     assert one.model_.weights_sha256 != other.model_.weights_sha256
+    assert same.score(seen.merge(ds)) == pytest.approx(same.score(seen, ds))
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
@@ -509,6 +512,15 @@ def test_bad_responses_are_refused_before_training(change, message, monkeypatch)
     monkeypatch.setattr(FwrfTrainer, "_train", lambda *_: pytest.fail("training began"))
     with pytest.raises(ModelError, match=message):
         FwrfTrainer(**SMALL).fit(seen, change(ds))
+
+
+def test_arrays_without_labels_are_refused():
+    seen, ds = toy()
+    with pytest.raises(StimulusError, match="not ndarray"):
+        FwrfTrainer(**SMALL).fit(seen["pixels"].values, ds)
+    for bare in ((ds["response"].values,), (ds, ds["response"].values)):
+        with pytest.raises(ModelError, match="not ndarray"):
+            FwrfTrainer(**SMALL).fit(seen, *bare)
 
 
 def test_test_images_of_the_stimuli_are_not_trained_on():
