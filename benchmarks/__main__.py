@@ -22,6 +22,7 @@ MODULES = (
     "streaming",
     "synthesis_speed",
     "real_v4",
+    "fitted_accuracy",
     "memory",
     "fwrf",
     "berg",
@@ -30,6 +31,7 @@ MODULES = (
     "nsd_reading",
     "pca",
     "banded",
+    "rsa",
 )
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from nedx.encoding.fwrf_training import FwrfTrainer
     from nedx.encoding.model import LinearEncoder, load_model
     from nedx.fitting import fit
+    from nedx.metrics.noise_ceiling import noise_ceiling
+    from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
     from nedx.schema import parse, validate
     from nedx.stimuli import open_images
@@ -43,6 +45,7 @@ _MODULES = {
     "OLSEncoder": "nedx.encoding.estimators.ols",
     "RidgeEncoder": "nedx.encoding.estimators.ridge",
     "cite": "nedx.by_name",
+    "compare_rdms": "nedx.metrics.rsa",
     "describe": "nedx.catalog.listing",
     "encode": "nedx.encoding.encode",
     "encode_features": "nedx.encoding.features",
@@ -50,13 +53,17 @@ _MODULES = {
     "list": "nedx.catalog.listing",
     "load_model": "nedx.encoding.model",
     "ned": "nedx.accessor",
+    "noise_ceiling": "nedx.metrics.noise_ceiling",
     "open": "nedx.catalog.resolving",
     "open_images": "nedx.stimuli",
     "open_store": "nedx.store.opening",
+    "pairwise_decoding": "nedx.metrics.rsa",
     "parse": "nedx.schema",
     "pull": "nedx.catalog.pulling",
+    "rdm": "nedx.metrics.rsa",
     "score": "nedx.metrics.scoring",
     "search": "nedx.catalog.listing",
+    "searchlight_rdm": "nedx.metrics.rsa",
     "synthesize": "nedx.synthesis",
     "to_zarr": "nedx.store.writing",
     "validate": "nedx.schema",
@@ -71,6 +78,7 @@ __all__ = [
     "RidgeEncoder",
     "__version__",
     "cite",
+    "compare_rdms",
     "describe",
     "encode",
     "encode_features",
@@ -78,13 +86,17 @@ __all__ = [
     "list",
     "load_model",
     "ned",
+    "noise_ceiling",
     "open",
     "open_images",
     "open_store",
+    "pairwise_decoding",
     "parse",
     "pull",
+    "rdm",
     "score",
     "search",
+    "searchlight_rdm",
     "synthesize",
     "to_zarr",
     "validate",

@@ -83,6 +83,24 @@ class DatasetNed(Exports):
 
         return noise_ceiling(self._obj, **options)
 
+    def rdm(self, method: Any = "correlation", **options: Any) -> xr.DataArray:
+        """Compare the patterns of all pairs of images, lazily; see `nedx.rdm`."""
+        from nedx.metrics.rsa import rdm
+
+        return rdm(self._obj, method, **options)
+
+    def pairwise_decoding(self, **options: Any) -> xr.DataArray:
+        """Decode all pairs of images at all times; see `nedx.pairwise_decoding`."""
+        from nedx.metrics.rsa import pairwise_decoding
+
+        return pairwise_decoding(self._obj, **options)
+
+    def searchlight_rdm(self, neighbours: Any = None, **options: Any) -> xr.DataArray:
+        """Compare the patterns around every voxel, lazily; see `nedx.searchlight_rdm`."""
+        from nedx.metrics.rsa import searchlight_rdm
+
+        return searchlight_rdm(self._obj, neighbours, **options)
+
     def trusted(self, **thresholds: float) -> xr.Dataset:
         """Keep the neuroids that are predicted well enough; see `nedx.metrics.trusted`."""
         from nedx.metrics.trusted import trusted
@@ -180,6 +198,12 @@ class DataTreeNed(Exports):
         from nedx.metrics.noise_ceiling import noise_ceiling
 
         return selection.map_nodes(self._obj, lambda ds: noise_ceiling(ds, **options).to_dataset())
+
+    def rdm(self, method: Any = "correlation", **options: Any) -> xr.DataTree:
+        """Compare the patterns of all pairs of images in every subject; see `nedx.rdm`."""
+        from nedx.metrics.rsa import rdm
+
+        return selection.map_nodes(self._obj, lambda ds: rdm(ds, method, **options).to_dataset())
 
     def trusted(self, **thresholds: float) -> xr.DataTree:
         """Keep the neuroids of every subject that are predicted well enough."""
