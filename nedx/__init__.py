@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nedx.catalog.pulling import pull
     from nedx.catalog.resolving import open
     from nedx.encoding.encode import encode
+    from nedx.encoding.estimators.banded import BandedRidgeEncoder
     from nedx.encoding.estimators.ols import OLSEncoder
     from nedx.encoding.estimators.ridge import RidgeEncoder
     from nedx.encoding.features import encode_features
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "BandedRidgeEncoder": "nedx.encoding.estimators.banded",
     "FwrfRidgeEncoder": "nedx.encoding.fwrf_ridge",
     "FwrfTrainer": "nedx.encoding.fwrf_training",
     "LinearEncoder": "nedx.encoding.model",
@@ -71,6 +73,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "BandedRidgeEncoder",
     "FwrfRidgeEncoder",
     "FwrfTrainer",
     "LinearEncoder",

@@ -99,7 +99,7 @@ def _accuracy(member: xr.Dataset) -> str:
     low, median, high = np.percentile(known, [25, 50, 75])
     what = " x ".join(target_dims(member))
     text = f"median r {median:.3f} over {known.size:,} of {accuracy.size:,} targets ({what})"
-    text += f", quartiles {low:.3f} to {high:.3f}"
+    text += f", quartiles {low:.3f} to {high:.3f}{_peak(member['encoding_accuracy'])}"
     if "noise_ceiling" not in member.coords:
         return f"{text}; no noise ceiling: images were not repeated"
     ceiling = np.sqrt(np.clip(member["noise_ceiling"].values.reshape(-1).astype(float), 0, None))
@@ -111,6 +111,16 @@ def _accuracy(member: xr.Dataset) -> str:
         f"{text}; ceiling of r (square root of the noise ceiling) median "
         f"{np.median(ceiling[usable]):.3f}, r over ceiling median {share:.3f}"
     )
+
+
+def _peak(accuracy: xr.DataArray) -> str:
+    """Say when the mean over channels is best, where there is a time axis."""
+    if "time" not in accuracy.dims:
+        return ""
+    course = accuracy.mean([dim for dim in accuracy.dims if dim != "time"])
+    best = int(course.argmax("time"))
+    seconds = float(accuracy["time"].values[best])
+    return f", best at {seconds:.3f} s with a mean of {float(course.values[best]):.3f}"
 
 
 def _splits(model: LinearEncoder) -> dict[str, int]:

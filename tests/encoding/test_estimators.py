@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nedx
-from nedx.encoding.estimators import OLSEncoder, RidgeEncoder
+from nedx.encoding.estimators import BandedRidgeEncoder, OLSEncoder, RidgeEncoder
 from nedx.errors import ModelError, NedxWarning
 from tests.encoding.truth import GABOR, stimuli
 
@@ -20,7 +22,11 @@ def _failures(estimator):
 
 
 @parametrize_with_checks(
-    [RidgeEncoder(GABOR, n_components=2, cv=3), OLSEncoder(GABOR, n_components=2)],
+    [
+        RidgeEncoder(GABOR, n_components=2, cv=3),
+        OLSEncoder(GABOR, n_components=2),
+        BandedRidgeEncoder(GABOR, n_components=2, cv=3, n_weights=2),
+    ],
     expected_failed_checks=_failures,
 )
 @pytest.mark.filterwarnings("ignore::nedx.errors.NedxWarning")
@@ -296,3 +302,83 @@ def test_folds_keep_groups_whole():
         RidgeEncoder(GABOR, groups="category", cv=np.arange(90) // 30).fit(given, named)
     with pytest.raises(ModelError, match="no coordinate 'session'"):
         RidgeEncoder(GABOR, groups="session").fit(given, named)
+
+
+def test_bands_are_weighed_for_each_target(tmp_path):
+    """One band drives the first target, the other the second; the rest is noise to each."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 40)).astype(np.float32)
+    signal = np.stack([x[:, :10] @ rng.normal(size=10), x[:, 10:] @ rng.normal(size=30)], 1)
+    y = signal + 2 * rng.normal(size=signal.shape)
+    alphas = tuple(10.0 ** np.arange(-1, 5))
+    banded = BandedRidgeEncoder(GABOR, bands=(10, 30), alphas=alphas, n_components=30)
+    banded.fit(x[:120], y[:120])
+    assert banded.penalty_.shape == (2, 2)
+    assert banded.penalty_[0, 0] < banded.penalty_[1, 0]
+    assert banded.penalty_[0, 1] > banded.penalty_[1, 1]
+    plain = RidgeEncoder(GABOR, alphas=alphas, n_components=40).fit(x[:120], y[:120])
+    assert banded.score(x[120:], y[120:]) > plain.score(x[120:], y[120:])
+    # With these penalties the weights are those of ridge on features scaled band by band.
+    penalty = np.repeat(banded.penalty_[:, 0], (10, 30))
+    z = (x[:120] - x[:120].mean(0)) / x[:120].std(0)
+    z = z.astype(float)
+    coef = np.linalg.solve(z.T @ z + np.diag(penalty), z.T @ (y[:120, 0] - y[:120, 0].mean()))
+    new = (x[120:] - x[:120].mean(0)) / x[:120].std(0)
+    expected = new @ coef + y[:120, 0].mean()
+    np.testing.assert_allclose(banded.predict(x[120:])[:, 0], expected, atol=1e-3)
+    with pytest.raises(ModelError, match=r"bands of \[10, 20\] features were given for 40"):
+        BandedRidgeEncoder(GABOR, bands=(10, 20), n_components=5).fit(x, y)
+
+
+def test_a_band_is_a_layer(tmp_path):
+    images = stimuli(24)
+    rng = np.random.default_rng(0)
+    responses = xr.Dataset(
+        {"response": (("image", "unit"), rng.normal(size=(24, 3)))},
+        {"image_id": images.image_id, "unit": np.arange(3)},
+    )
+    encoder = BandedRidgeEncoder(
+        GABOR, n_components=4, cv=3, alphas=(1.0, 10.0, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
+    )
+    with warnings.catch_warnings():
+        # Responses are noise: the best penalty is as large as may be.
+        warnings.simplefilter("ignore", NedxWarning)
+        encoder.fit(images, responses)
+    assert encoder.penalty_.shape == (3, 3)
+    model = encoder.model_
+    assert list(model.layer_widths) == list(GABOR.layers)
+    blocks = model.weights["projection"].values
+    edges = np.cumsum([0, *model.layer_widths.values()])
+    for band in range(3):
+        outside = np.ones(len(blocks), bool)
+        outside[edges[band] : edges[band + 1]] = False
+        assert not blocks[outside][:, 4 * band : 4 * band + 4].any()
+    encoder.to_zarr(tmp_path / "banded.zarr")
+    new = stimuli(6, seed=9)
+    new["image_id"] = ("image", np.array([f"new:{i}" for i in range(6)], dtype=object))
+    again = new.ned.encode(nedx.load_model(tmp_path / "banded.zarr")).response.values
+    np.testing.assert_allclose(again, encoder.predict(new).response.values, atol=1e-6)
+
+
+def test_responses_too_large_to_hold_are_streamed_while_they_are_fitted(monkeypatch):
+    given, responses = features_and_responses()
+    whole = RidgeEncoder(GABOR, n_components=5).fit(given, responses)
+    monkeypatch.setattr("nedx.encoding.estimators.base.HELD_BYTES", 0)
+    reads = []
+
+    def read(block):
+        reads.append(block.shape)
+        return block
+
+    lazy = responses.chunk({"image": 30, "channel": 2, "repetition": -1})
+    data = lazy.response.data.map_blocks(read, dtype=np.float32, meta=np.empty((0, 0, 0), "f4"))
+    lazy["response"] = lazy.response.copy(data=data)
+    streamed = RidgeEncoder(GABOR, n_components=5).fit(given, lazy)
+    assert len([shape for shape in reads if 0 not in shape]) == 6
+    x = given.features.values
+    np.testing.assert_allclose(streamed.predict(x), whole.predict(x), atol=1e-5)
+    broken = responses.response.values.copy()
+    broken[4, :, 2] = np.nan
+    lazy = with_values(responses, "response", broken).chunk({"image": 30})
+    with pytest.raises(ModelError, match=r"responses hold NaN or infinity, first in samples \[4\]"):
+        RidgeEncoder(GABOR, n_components=5).fit(given, lazy)
