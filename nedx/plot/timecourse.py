@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dask
 import numpy as np
@@ -10,46 +10,12 @@ import xarray as xr
 
 from nedx.errors import SelectionError
 from nedx.export.pieces import one_group, pick
+from nedx.metrics.inference import bootstrap_mean
 from nedx.plot.drawing import axes_or_new, named
 from nedx.schema import role_dim, sample_dim
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_BLOCK_RESAMPLES = 500
-
-
-def bootstrap_interval(
-    values: np.ndarray, *, n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentile interval of a mean (Efron 1979, Annals of Statistics 7:1).
-
-    Parameters
-    ----------
-    values : ndarray, (case, ...)
-        What is resampled with replacement are the cases.
-    n_resamples : int
-        How many times.
-    confidence : float
-        How often the interval should hold the truth.
-    seed : int
-        Of the resamples.
-
-    Returns
-    -------
-    low, high : ndarray of float64, (...)
-    """
-    rng = np.random.default_rng(seed)
-    cases = values.reshape(len(values), -1).astype(np.float64)
-    means = []
-    for start in range(0, n_resamples, _BLOCK_RESAMPLES):
-        count = min(_BLOCK_RESAMPLES, n_resamples - start)
-        # How often each case is drawn, which is all that a mean needs to know.
-        drawn = rng.multinomial(len(cases), np.full(len(cases), 1 / len(cases)), size=count)
-        means.append(drawn @ cases / len(cases))
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail], axis=0)
-    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
 
 
 def plot_timecourse(
@@ -58,7 +24,7 @@ def plot_timecourse(
     *,
     by: str | None = None,
     over: str | None = None,
-    confidence: float = 0.95,
+    level: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
     ax: Axes | None = None,
@@ -78,8 +44,8 @@ def plot_timecourse(
     over : str, optional
         The dim whose entries are resampled: ``"subject"`` where there are several of them by
         default, else the images or trials. ``"none"`` draws no interval.
-    confidence : float
-        Of the interval.
+    level : float
+        Of the interval, see `nedx.metrics.inference.bootstrap_mean`.
     n_resamples, seed : int
         Of the bootstrap.
     ax : matplotlib.axes.Axes, optional
@@ -110,12 +76,14 @@ def plot_timecourse(
     ax.axhline(0, color="0.8", linewidth=0.8)
     if times[0] < 0 < times[-1]:
         ax.axvline(0, color="0.8", linewidth=0.8)
-    for label, values in lines.items():
-        (line,) = ax.plot(times, values.mean(0) if resampled else values, label=label or None)
-        if resampled and len(values) > 1:
-            low, high = bootstrap_interval(
-                values, n_resamples=n_resamples, confidence=confidence, seed=seed
+    for label, means in lines.items():
+        middle = means.mean(resampled) if resampled else means
+        (line,) = ax.plot(times, middle.values, label=label or None)
+        if resampled and means.sizes[resampled] > 1:
+            interval = bootstrap_mean(
+                means, resampled, n_resamples=n_resamples, level=level, seed=seed
             )
+            low, high = interval.transpose("bound", time).values
             ax.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set(xlabel=named(array[time]), ylabel=named(array), xlim=(times[0], times[-1]))
     if by is not None:
@@ -123,10 +91,10 @@ def plot_timecourse(
     return ax
 
 
-def _mean_along(array: xr.DataArray, kept: list[str]) -> Any:
-    """Return the mean over all dims but those kept, in their order; as lazy as it was."""
+def _mean_along(array: xr.DataArray, kept: list[str]) -> xr.DataArray:
+    """Return the mean over all dims but those kept, without labels; as lazy as it was."""
     mean = array.astype(np.float32).mean([dim for dim in array.dims if dim not in kept])
-    return mean.transpose(*kept).data
+    return mean.reset_coords(drop=True).drop_indexes(list(mean.xindexes)).drop_attrs()
 
 
 def _lines(array: xr.DataArray, by: str | None) -> tuple[dict[str, xr.DataArray], str | None]:

@@ -85,5 +85,5 @@ def _unit(array: xr.DataArray) -> str | None:
     """Return a unit of the type of the channels for what has none, as accuracies have."""
     if array.attrs.get("units") in SI_UNITS:
         return None
-    types = set(array["channel_type"].values.astype(str)) if "channel_type" in array.coords else {}
-    return {"mag": "fT", "ref_meg": "fT", "grad": "fT cm-1"}.get(next(iter(types), "eeg"), "uV")
+    labels = array["channel_type"].values.astype(str) if "channel_type" in array.coords else ["eeg"]
+    return {"mag": "fT", "grad": "fT cm-1"}.get(str(labels[0]), "uV")

@@ -15,7 +15,6 @@ import nedx
 from nedx.errors import SchemaError, SelectionError
 from nedx.plot.rdm import plot_rdm
 from nedx.plot.surface import N_VERTICES, on_fsaverage5
-from nedx.plot.timecourse import bootstrap_interval
 
 CHANNELS = ("Fp1", "Fp2", "C3", "Cz", "C4", "P7", "P8", "O1", "Oz", "O2")
 
@@ -45,10 +44,13 @@ def eeg(units="uV") -> xr.Dataset:
 
 
 def test_the_interval_is_that_of_scipy():
-    values = np.random.default_rng(1).gamma(2, size=(25, 4))
-    low, high = bootstrap_interval(values, n_resamples=20_000, confidence=0.9)
+    ds = eeg().isel(time=slice(4), channel=slice(3))
+    options = {"n_resamples": 20_000, "over": "image", "level": 0.9}
+    ax = ds.ned.plot.timecourse(**options)
+    low, high = _edges(ax.collections[0], ds.time.values)
+    means = ds.response.values.mean((0, 2, 3), dtype=np.float64)
     expected = stats.bootstrap(
-        (values,),
+        (means,),
         np.mean,
         axis=0,
         n_resamples=20_000,
@@ -59,6 +61,13 @@ def test_the_interval_is_that_of_scipy():
     width = expected.high - expected.low
     np.testing.assert_allclose((low - expected.low) / width, 0, atol=0.03)
     np.testing.assert_allclose((high - expected.high) / width, 0, atol=0.03)
+
+
+def _edges(band, times) -> np.ndarray:
+    """Return the lower and the upper edge of a filled band."""
+    points = band.get_paths()[0].vertices
+    at = [points[np.isclose(points[:, 0], time), 1] for time in times]
+    return np.array([[y.min() for y in at], [y.max() for y in at]])
 
 
 def test_time_courses_are_means_within_their_interval():
