@@ -1,1 +1,7 @@
-"""Accuracy and noise ceilings."""
+"""Accuracy, noise ceilings and their certainty.
+
+- `correlation`, `accuracy`: Pearson r, r2, determination, explained variance
+- `noise_ceiling`, `split_half`, `leave_one_subject_out`: what repeats and subjects allow
+- `inference`: permutations, bootstrap, false discovery rate
+- `scoring`: all of a Dataset at once; `trusted`: the neuroids that are predicted well
+"""

@@ -298,7 +298,7 @@ def _by_strip(*arrays: np.ndarray, kernel: Callable[..., np.ndarray], **options:
     shape = arrays[0].shape[:-1]
     columns = [np.moveaxis(array, -1, 0).reshape(array.shape[-1], -1) for array in arrays]
     strips = []
-    for start in range(0, columns[0].shape[1], _STRIP):
+    for start in range(0, max(1, columns[0].shape[1]), _STRIP):
         parts = (array[:, start : start + _STRIP].astype(np.float64) for array in columns)
         with np.errstate(divide="ignore", invalid="ignore"):
             strips.append(kernel(*parts, **options))

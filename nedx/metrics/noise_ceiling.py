@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 
 from nedx.metrics.moments import finish_merged
-from nedx.metrics.repeats import by_column, repeats_of, tiles
-from nedx.metrics.split_half import CEILING, n_repetitions, split_half
+from nedx.metrics.repeats import by_column, n_repetitions, repeats_of, tiles
+from nedx.metrics.split_half import CEILING, split_half
 
 Method = Literal["ncsnr", "split_half", "leave_one_out"]
 
@@ -183,8 +183,7 @@ def leave_one_out(responses: xr.DataArray | xr.Dataset) -> xr.DataArray:
 def _ceiling_of(
     responses: xr.DataArray | xr.Dataset, finish: Callable[[np.ndarray], np.ndarray], method: str
 ) -> xr.DataArray:
-    attrs = {**CEILING, "method": method, "n_repetitions": n_repetitions(responses)}
-    return _reduce(responses, finish, "noise_ceiling", attrs)
+    return _reduce(responses, finish, "noise_ceiling", {**CEILING, "method": method})
 
 
 def _reduce(
@@ -203,7 +202,7 @@ def _reduce(
         # Labels keep what is said of them; what was said of the responses is not true of this.
         keep_attrs="override",
     )
-    found.attrs = dict(attrs)
+    found.attrs = {**attrs, "n_repetitions": n_repetitions(codes)}
     # What the data say of themselves under this name is another estimate.
     return found.drop_vars(name, errors="ignore").astype(np.float32).rename(name)
 
@@ -215,7 +214,8 @@ def _reduce_repeats(
     if not isinstance(values, da.Array):
         return finish(_moments(values, codes=codes, n_dims=n_dims)[..., 0])
     # Repeats of an image must meet; chunks of images are merged.
-    values = values.rechunk({values.ndim - 1: -1})
+    fewer = {} if n_dims == 2 else dict.fromkeys(range(values.ndim - 1), "auto")
+    values = values.rechunk({**fewer, values.ndim - 1: -1})
     n_others = values.ndim - n_dims
     parts = da.map_blocks(
         _moments,

@@ -71,6 +71,12 @@ def repeats_of(data: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, list[str]
     return array, dims, codes
 
 
+def n_repetitions(codes: np.ndarray) -> float:
+    """Return the harmonic mean of the repeats of images, of the image of each trial."""
+    counts = np.unique(codes, return_counts=True)[1]
+    return round(float(1 / np.mean(1 / counts)), 6)
+
+
 def whole(array: xr.DataArray, dims: list[str]) -> xr.DataArray:
     """Put whole ``dims`` in every block, and fewer neuroids in exchange."""
     if array.chunks is None:

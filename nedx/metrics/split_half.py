@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nedx.metrics.repeats import by_column, image_codes, repeats_of, response_of, tiles, whole
+from nedx.metrics.repeats import by_column, n_repetitions, repeats_of, tiles, whole
 
 CEILING = {"units": "1", "valid_range": [0.0, 1.0], "long_name": "noise ceiling (R2)"}
 
@@ -54,9 +54,8 @@ def split_half(
     """
     r, factor = _halves(responses, n_splits, seed, (0, 2))
     r = r.clip(min=0)
-    attrs = _about_splits(responses, CEILING, n_splits, seed)
-    ceiling = factor * r / (1 + (factor - 1) * r)
-    return ceiling.astype(np.float32).rename("noise_ceiling").assign_attrs(attrs)
+    ceiling = (factor * r / (1 + (factor - 1) * r)).astype(np.float32)
+    return ceiling.rename("noise_ceiling").assign_attrs({**r.attrs, **CEILING})
 
 
 def split_half_r(
@@ -84,8 +83,8 @@ def split_half_r(
     """
     (r,) = _halves(responses, n_splits, seed, (0,))
     about = {"units": "1", "long_name": "correlation of halves of the repeats"}
-    attrs = _about_splits(responses, {**about, "metric": "pearson_r"}, n_splits, seed)
-    return r.astype(np.float32).rename("split_half_r").assign_attrs(attrs)
+    found = r.astype(np.float32).rename("split_half_r")
+    return found.assign_attrs({**r.attrs, **about, "metric": "pearson_r"})
 
 
 def half_bounds(
@@ -123,36 +122,15 @@ def half_bounds(
     values = {"lower": lower, "upper": upper, "unbiased": lower.clip(min=0) ** 0.5}
     found = {}
     for name, meaning in _BOUNDS.items():
-        attrs = {"units": "1", "metric": "pearson_r", **meaning}
-        attrs = _about_splits(responses, attrs, n_splits, seed) | {"method": "half_bounds"}
-        bound = values[name].astype(np.float32).drop_attrs(deep=False)
-        found[name] = bound.assign_attrs(attrs)
+        attrs = {"units": "1", "metric": "pearson_r", **meaning, "method": "half_bounds"}
+        found[name] = values[name].astype(np.float32).assign_attrs({**lower.attrs, **attrs})
     return xr.Dataset(found)
-
-
-def n_repetitions(responses: xr.DataArray | xr.Dataset) -> float:
-    """Return the harmonic mean of the repeats of images, as labels say; reads labels only."""
-    _, codes = image_codes(response_of(responses))
-    counts = np.unique(codes, return_counts=True)[1]
-    return round(float(1 / np.mean(1 / counts)), 6)
-
-
-def _about_splits(
-    responses: xr.DataArray | xr.Dataset, about: dict[str, Any], n_splits: int, seed: int
-) -> dict[str, Any]:
-    return {
-        **about,
-        "method": "split_half",
-        "n_repetitions": n_repetitions(responses),
-        "n_splits": n_splits,
-        "seed": seed,
-    }
 
 
 def _halves(
     responses: xr.DataArray | xr.Dataset, n_splits: int, seed: int, rows: tuple[int, ...]
 ) -> tuple[xr.DataArray, ...]:
-    """Return what is in ``rows`` of `_found`, without attributes."""
+    """Return what is in ``rows`` of `_found`; attributes say how it was found."""
     if n_splits < 1:
         raise ValueError(f"n_splits is at least 1, not {n_splits}; type n_splits=100")
     array, dims, codes = repeats_of(responses)
@@ -167,9 +145,15 @@ def _halves(
         dask_gufunc_kwargs={"output_sizes": {"_row": 3}},
         # Labels keep what is said of them; what was said of the responses is not true of this.
         keep_attrs="override",
-    ).drop_attrs(deep=False)
+    )
     # What the data say of themselves under this name is another estimate.
     found = found.drop_vars(["noise_ceiling", "split_half_r"], errors="ignore")
+    found.attrs = {
+        "method": "split_half",
+        "n_repetitions": n_repetitions(codes),
+        "n_splits": n_splits,
+        "seed": seed,
+    }
     return tuple(found.isel(_row=row) for row in rows)
 
 

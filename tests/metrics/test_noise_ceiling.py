@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nedx.errors import NedxWarning, SchemaError
 from nedx.metrics.noise_ceiling import (
@@ -84,13 +86,101 @@ def test_published_number_of_nsd_synthetic():
     assert float(three) == pytest.approx(0.64 / (0.64 + 1 / 3), rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["ncsnr", "split_half"])
-def test_any_chunking_gives_the_same_lazily(method):
-    array, _ = ragged(simulated(images=40)[0])
+@pytest.mark.parametrize("method", ["ncsnr", "split_half", "leave_one_out"])
+@given(
+    images=st.lists(st.integers(1, 9), min_size=2, max_size=6),
+    repetitions=st.integers(1, 4),
+    voxels=st.integers(1, 4),
+)
+@settings(max_examples=6)
+def test_any_chunking_gives_the_same_lazily(method, images, repetitions, voxels):
+    array, _ = ragged(simulated(images=sum(images))[0])
+    chunks = {"image": tuple(images), "repetition": repetitions, "voxel": voxels}
+    trials = as_trials(array)
+    # Labels are read, so they are there.
+    pieces = trials.chunk(trial=5, voxel=voxels).assign_coords(image_id=trials.image_id.variable)
     with computes_at_most(0):
-        lazy = noise_ceiling(array.chunk(image=7, voxel=3), method=method, n_splits=3)
+        lazy = noise_ceiling(array.chunk(chunks), method=method, n_splits=3)
+        by_trial = noise_ceiling(pieces, method=method, n_splits=3)
     whole = noise_ceiling(array, method=method, n_splits=3)
     np.testing.assert_allclose(lazy.compute(scheduler="sync"), whole, atol=1e-6)
+    whole = noise_ceiling(trials, method=method, n_splits=3)
+    np.testing.assert_allclose(by_trial.compute(scheduler="sync"), whole, atol=1e-6)
+
+
+def test_chunks_of_images_are_read_once_and_never_joined():
+    array, _ = simulated(images=40)
+    read = []
+
+    def note(block):
+        read.append(block.shape)
+        return block
+
+    lazy = array.chunk(image=10).copy()
+    lazy.data = lazy.data.map_blocks(note, dtype=lazy.dtype, meta=np.empty((0, 0, 0)))
+    found = noise_ceiling(lazy).compute(scheduler="sync")
+    np.testing.assert_allclose(found, noise_ceiling(array), atol=1e-6)
+    assert read == [(10, 4, 4)] * 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "error"), [("f4", 0, 1e-6), ("f4", 1000, 2e-5), ("f8", 1e6, 1e-7)]
+)
+def test_wide_arrays_equal_numpy_whatever_their_mean(dtype, offset, error):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((90, 3, 1100)) + 2 * rng.standard_normal((90, 1, 1100)) + offset
+    array = xr.DataArray(values.astype(dtype), dims=("image", "repetition", "vertex"))
+    exact = array.values.astype("f8")
+    noise = exact.var(axis=1, ddof=1).mean(axis=0)
+    signal = exact.reshape(-1, 1100).var(axis=0, ddof=1) - noise
+    np.testing.assert_allclose(noise_ceiling(array), signal / (signal + noise / 3), atol=error)
+    np.testing.assert_allclose(ncsnr(array), np.sqrt(signal / noise), rtol=10 * error)
+
+
+def test_float16_time_series_of_subjects():
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((2, 50, 1, 3, 5))
+    values = signal + rng.standard_normal((2, 50, 4, 3, 5))
+    dims = ("subject", "image", "repetition", "channel", "time")
+    array = xr.DataArray(values.astype("f2"), dims=dims)
+    found = noise_ceiling(array)
+    assert found.dims == ("subject", "channel", "time")
+    exact = array.values.astype("f8")
+    noise = exact.var(axis=2, ddof=1).mean(axis=1)
+    total = exact.reshape(2, -1, 3, 5).var(axis=1, ddof=1)
+    np.testing.assert_allclose(found, (total - noise) / (total - noise + noise / 4), atol=1e-6)
+
+
+def test_constants_are_nan_equal_repeats_infinite_and_infinite_values_absent():
+    array, _ = simulated(images=30)
+    array[..., 0] = 0.1
+    array[..., 1] = array[:, :1, 1]
+    array[2, 3, 2] = np.inf
+    for data in (array, array.astype("f4"), array.chunk(image=7)):
+        found = ncsnr(data)
+        assert np.isnan(found[0])
+        assert np.isinf(found[1])
+        assert np.isfinite(found[2:]).all()
+        assert float(noise_ceiling(data)[1]) == 1
+    absent = array.where(np.isfinite(array))
+    np.testing.assert_array_equal(ncsnr(array)[2:], ncsnr(absent)[2:])
+
+
+def test_labels_stay_and_what_the_data_said_before_goes():
+    array, _ = simulated(images=20)
+    array = array.assign_coords(
+        voxel=("voxel", np.arange(4), {"space": "T1w"}),
+        noise_ceiling=("voxel", np.zeros(4)),
+    ).assign_attrs(units="percent")
+    for method in ("ncsnr", "split_half", "leave_one_out"):
+        found = xr.Dataset({"response": array}).ned.noise_ceiling(method=method)
+        assert found.name == "noise_ceiling"
+        assert found.attrs["units"] == "1"
+        assert found.attrs["method"] == method
+        assert found.attrs["n_repetitions"] == 4
+        assert found.voxel.attrs == {"space": "T1w"}
+        assert "noise_ceiling" not in found.coords
+        assert found.to_dataset().noise_ceiling.max() > 0.5
 
 
 def test_a_seed_repeats_the_splits():
