@@ -107,6 +107,30 @@ class DatasetNed(Exports):
 
         return trusted(self._obj, **thresholds)
 
+    def zscore(self, scope: Any = "session", **options: Any) -> xr.Dataset:
+        """Standardise by session, run or training set; see `nedx.preprocessing.zscore`."""
+        from nedx.preprocessing.zscore import zscore
+
+        return zscore(self._obj, scope, **options)
+
+    def whiten(self, **options: Any) -> xr.Dataset:
+        """Normalise by the covariance of the noise; see `nedx.preprocessing.whitening`."""
+        from nedx.preprocessing.whitening import whiten
+
+        return whiten(self._obj, **options)
+
+    def stack_repetitions(self, count: int | None = None) -> xr.Dataset:
+        """Turn trials into images and repetitions; see `nedx.preprocessing.repetitions`."""
+        from nedx.preprocessing.repetitions import stack_repetitions
+
+        return stack_repetitions(self._obj, count)
+
+    def average_repetitions(self) -> xr.Dataset:
+        """Average the repetitions of each image; see `nedx.preprocessing.repetitions`."""
+        from nedx.preprocessing.repetitions import average_repetitions
+
+        return average_repetitions(self._obj)
+
     def to_zarr(self, place: str | Path | Location, **options: Any) -> Location:
         """Write a store that can be resumed and verified; see `nedx.to_zarr`."""
         from nedx.store.writing import to_zarr

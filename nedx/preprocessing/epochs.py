@@ -18,7 +18,7 @@ CSD_LAMBDA2 = 1e-5
 """Regularisation of the current source density."""
 CSD_STIFFNESS = 4
 """Stiffness of its splines (Perrin et al. 1989, Electroenceph. Clin. Neurophysiol. 72:184)."""
-_BATCH_VALUES = 2**24
+_BATCH_VALUES = 2**22
 _SAME_TIME = 1e-6
 
 

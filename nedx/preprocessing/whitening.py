@@ -25,7 +25,7 @@ from nedx.preprocessing.steps import (
 )
 from nedx.schema import neuroid_dim, role_dim
 
-_BLOCK_VALUES = 2**23
+_BLOCK_VALUES = 2**21
 
 
 def noise_covariance(
@@ -79,7 +79,7 @@ def noise_covariance(
 
 
 def _pieces(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Cut rows into pieces of about 64 MB of float64 values."""
+    """Cut rows into pieces of about 16 MB of float64 values."""
     step = max(1, _BLOCK_VALUES // max(1, size))
     return (rows[start : start + step] for start in range(0, len(rows), step))
 

@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 import nedx
 from nedx.errors import SelectionError
 from nedx.preprocessing.repetitions import average_repetitions, stack_repetitions
+from nedx.preprocessing.whitening import whiten
 from nedx.preprocessing.zscore import zscore
 from tests.laziness import computes_at_most
 from tests.preprocessing.trials import make_trials
@@ -143,3 +144,13 @@ def test_what_cannot_be_done(rng):
         zscore(ds, "baseline")
     with pytest.raises(SelectionError, match="no trial is of the partition 'train'"):
         zscore(ds.assign_coords(partition=("trial", ["test"] * 6)), "train")
+
+
+def test_the_accessor_does_the_same(rng):
+    ds = make_trials(rng.normal(size=(24, 3, 4)))
+    xr.testing.assert_identical(ds.ned.zscore("train").compute(), zscore(ds, "train").compute())
+    xr.testing.assert_identical(ds.ned.whiten().compute(), whiten(ds).compute())
+    stacked = stack_repetitions(ds, 2).compute()
+    xr.testing.assert_identical(ds.ned.stack_repetitions(2).compute(), stacked)
+    mean = average_repetitions(ds).compute()
+    xr.testing.assert_identical(ds.ned.average_repetitions().compute(), mean)

@@ -66,8 +66,9 @@ def open_raw(
 ) -> xr.Dataset | xr.DataTree:
     """Open raw recordings as single trials, prepared when they are computed.
 
-    Labels and events are read at once, of each file some 1 %. A session is one chunk: computing
-    any of its trials reads both of its files (3.4 GB) and prepares them.
+    Labels and events are read at once, of each file some 2 %. A session is one chunk: computing
+    any of its trials reads both of its files and prepares them, in memory for the larger file once
+    and the prepared session twice.
 
     Parameters
     ----------
