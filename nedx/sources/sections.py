@@ -12,13 +12,15 @@ import numpy as np
 from dask.base import tokenize
 
 from nedx.errors import SourceError
-from nedx.store.lazy import TARGET_BYTES
 
 Normalize = Literal["none", "zscore", "percent"]
 """What is done within each section: nothing, a z-score, or percent of the mean."""
 
 Missing = Literal["error", "zero"]
 """What becomes of values that are not finite."""
+
+PART_BYTES = 2**23
+"""What statistics are taken of at a time: copies of it are made, as float64."""
 
 _ONE_AT_A_TIME = threading.Lock()
 """Tasks of one section need the same statistics: the first takes them, the others wait."""
@@ -176,7 +178,7 @@ class SectionBlock:
 
     def _batches(self) -> Iterator[np.ndarray]:
         count = len(self.section.volumes)
-        step = max(1, TARGET_BYTES // (4 * max(1, len(self.voxels))))
+        step = max(1, PART_BYTES // (4 * max(1, len(self.voxels))))
         for first in range(0, count, step):
             yield self._read(np.arange(first, min(count, first + step)))
 

@@ -15,7 +15,7 @@ from dask.base import tokenize
 
 from nedx.compute.planned import Indexer
 from nedx.errors import SelectionError
-from nedx.sources.sections import Missing, Normalize, Section, SectionBlock
+from nedx.sources.sections import PART_BYTES, Missing, Normalize, Section, SectionBlock
 from nedx.store.lazy import TARGET_BYTES
 
 
@@ -115,7 +115,7 @@ class VolumesPlan:
         if not self._is_columnar:
             return [slice(0, count)]
         longest = max(len(section.volumes) for section in self.sections)
-        step = max(1, TARGET_BYTES // (4 * max(1, longest)))
+        step = max(1, PART_BYTES // (4 * max(1, longest)))
         return [slice(i, min(count, i + step)) for i in range(0, max(1, count), step)]
 
     def _row_groups(self) -> list[tuple[int, int]]:
