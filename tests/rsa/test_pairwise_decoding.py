@@ -3,6 +3,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rsatoolbox.data.noise import prec_from_residuals
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.svm import SVC
 
@@ -103,6 +104,16 @@ def test_pseudotrials_are_means_of_random_repetitions():
     order = np.random.default_rng(4).permutation(9).reshape(3, 3)
     means = np.stack([responses.values[..., 0][:, group].mean(axis=1) for group in order], axis=1)
     np.testing.assert_allclose(found[..., 0], one_by_one(means, support_vectors), rtol=1e-6)
+
+
+def test_noise_is_whitened_before_decoding():
+    responses = repeated(images=6, channels=4, times=1)
+    found = pairwise_decoding(responses, noise="shrinkage")
+    values = responses.values[..., 0]
+    residuals = (values - values.mean(axis=1, keepdims=True)).reshape(-1, 4)
+    precision = prec_from_residuals(residuals, dof=6 * 3, method="shrinkage_eye")
+    expected = one_by_one(values @ np.linalg.cholesky(precision), support_vectors)
+    np.testing.assert_allclose(found[..., 0], expected, rtol=1e-6)
 
 
 def test_sessions_of_trials_are_folds():

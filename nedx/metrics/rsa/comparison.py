@@ -23,8 +23,8 @@ _LONG_NAMES = {
 }
 _RANKED = ("spearman", "kendall")
 
-MOST_RANKED = 20_000
-"""So many images can be ranked: all pairs, 200 million, are in memory at once."""
+MOST_RANKED = 10_000
+"""So many images can be ranked: all pairs, 50 million, are in memory at once."""
 
 
 def compare_rdms(a: xr.DataArray, b: xr.DataArray, method: Similarity = "spearman") -> xr.DataArray:

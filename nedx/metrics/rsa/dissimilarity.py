@@ -37,7 +37,9 @@ def rdm(
     """Compare the response patterns of all pairs of images, lazily and block by block.
 
     Nothing of the size of the matrix is ever held: a block is made from two blocks of patterns,
-    one below the diagonal is the transpose of that above it. Distances are those of rsatoolbox.
+    one below the diagonal is the transpose of that above it. The patterns themselves are held
+    while blocks are made: of 73,000 images of 1,000 voxels they are 0.3 GB, where the matrix is
+    21 GB. Distances are those of rsatoolbox.
 
     Parameters
     ----------
