@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
     from nedx.schema import parse, validate
+    from nedx.sources.importing import import_source
     from nedx.stimuli import open_images
     from nedx.store.opening import open_store
     from nedx.store.writing import to_zarr
@@ -52,6 +53,7 @@ _MODULES = {
     "encode": "nedx.encoding.encode",
     "encode_features": "nedx.encoding.features",
     "fit": "nedx.fitting",
+    "import_source": "nedx.sources.importing",
     "list": "nedx.catalog.listing",
     "load_model": "nedx.encoding.model",
     "ned": "nedx.accessor",
@@ -86,6 +88,7 @@ __all__ = [
     "encode",
     "encode_features",
     "fit",
+    "import_source",
     "list",
     "load_model",
     "ned",

@@ -113,6 +113,12 @@ class DatasetNed(Exports):
 
         return zscore(self._obj, scope, **options)
 
+    def block_averages(self, **options: Any) -> xr.Dataset:
+        """Average the volumes of each block or event; see `nedx.preprocessing.blocks`."""
+        from nedx.preprocessing.blocks import block_averages
+
+        return block_averages(self._obj, **options)
+
     def whiten(self, **options: Any) -> xr.Dataset:
         """Normalise by the covariance of the noise; see `nedx.preprocessing.whitening`."""
         from nedx.preprocessing.whitening import whiten

@@ -54,7 +54,7 @@ def test_what_was_done_is_said():
     assert scored.response.attrs["units"] == "1"
     assert scored.response.attrs["normalization_scope"] == "run"
     assert scored.attrs["preprocessing"][-1]["step"] == "block_averages"
-    plain = block_averages(recording(values), detrend=None, zscore=False)
+    plain = recording(values).ned.block_averages(detrend=None, zscore=False)
     assert plain.response.attrs["units"] == "percent"
     np.testing.assert_allclose(plain.response[1], values[4:7].mean(0), rtol=1e-5)
 
