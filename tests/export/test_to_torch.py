@@ -147,12 +147,12 @@ def test_stimuli_and_responses_stay_together():
 
 @needs_proc
 def test_memory_holds_a_few_chunks(tmp_path):
-    """A store of 96 MB streams through a process that takes up little more than it began with."""
+    """A store of 48 MB streams through a process that takes up little more than it began with."""
     rng = np.random.default_rng(0)
-    values = rng.standard_normal((6000, 4000)).astype(np.float32)
+    values = rng.standard_normal((3000, 4000)).astype(np.float32)
     ds = xr.Dataset(
         {"response": (("image", "unit"), values, {"units": "1"})},
-        {"image_id": ("image", np.array([f"t:{i}" for i in range(6000)], object))},
+        {"image_id": ("image", np.array([f"t:{i}" for i in range(3000)], object))},
     )
     ds.to_zarr(tmp_path / "big.zarr", encoding={"response": {"chunks": (100, 4000)}})
     script = f"""
@@ -170,8 +170,8 @@ print(count, peak_kib() - before)
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     count, grown = map(int, done.stdout.split())
-    assert count == 6000
-    assert grown < 40 * 1024
+    assert count == 3000
+    assert grown < 20 * 1024
 
 
 def test_what_has_no_samples_is_refused(store):
