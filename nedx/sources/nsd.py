@@ -178,7 +178,13 @@ def _open_session(root: Location, keys: tuple[str, ...]) -> BetasFile | ScaledFi
         return Hemispheres(left, right)
     if keys[0].endswith(".hdf5"):
         return open_betas(root, keys[0])
-    return ScaledFile(open_volumes(root, keys[0]))
+    file = open_volumes(root, keys[0])
+    if np.dtype(file.dtype) != np.int16 or file.scale != (1.0, 0.0):
+        raise SourceError(
+            f"{file.url} holds {np.dtype(file.dtype)} with the scale {file.scale}, expected plain "
+            "int16, 300 times percent: it is another kind of file"
+        )
+    return ScaledFile(file)
 
 
 def _check_sessions(files: dict[int, Any]) -> None:

@@ -158,6 +158,20 @@ def test_nifti_betas_are_the_same(copy, published):
     np.testing.assert_allclose(ds.response.values, expected, atol=2e-5)
 
 
+def test_nifti_of_another_scale_is_refused(copy, published):
+    path = betas_folder(copy) / "betas_session01.nii.gz"
+    path.with_name("betas_session01.hdf5").unlink()
+    made.save(published["volumes"][0].astype(np.float32), path)
+    with pytest.raises(SourceError, match="holds float32 .* expected plain int16"):
+        open_nsd(copy, subject=1, sessions=[1])
+
+
+def test_nothing_is_selected(published):
+    response = open_nsd(published["root"], subject=1, sessions=[1]).response
+    assert response.isel(trial=[]).values.shape == (0, 48)
+    assert response.isel(voxel=[]).values.shape == (made.TRIALS, 0)
+
+
 def test_fsaverage(published):
     with computes_at_most(0):
         ds = open_nsd(published["root"], subject=2, space="fsaverage", sessions=[1])
