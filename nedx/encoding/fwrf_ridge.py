@@ -158,9 +158,9 @@ class FwrfRidgeEncoder(BaseEstimator):
         responses : Dataset or DataTree, optional
             ``response ([subject,] image | trial[, repetition], voxel)``, paired with the images
             by ``image_id``; of a tree each child is one subject's. Left out where `stimuli` hold
-            both. Repetitions and trials of an
-            image are averaged. ``partition``, here or among the stimuli, says what is fitted to
-            (``"train"``) and chosen by (``"val"``); images of ``"test"`` are left out.
+            both. Repetitions and trials of an image are averaged. ``partition``, here or among
+            the stimuli, says what is fitted to (``"train"``) and chosen by (``"val"``); images of
+            ``"test"`` are left out.
         validation : Dataset or DataTree, optional
             Responses of the same voxels to choose by, instead of ``"val"``.
 
@@ -177,32 +177,21 @@ class FwrfRidgeEncoder(BaseEstimator):
             If a layer is no map, images are both fitted to and held out, responses are missing or
             constant, or a parameter is out of range.
         """
-        check_device(self.device)
-        if not len(self.alphas) or min(self.alphas) <= 0 or self.memory <= 0:
-            raise ModelError(f"alphas {self.alphas!r} and memory {self.memory} must be positive")
+        self._check_parameters()
         recipe = self.recipe
-        split = split_samples(stimuli, responses, validation, recipe.policy)
-        if not split.validation:
-            split = hold_out(split, self.holdout, self.seed)
-        for name in split.training:
-            if name not in split.validation:
-                raise ModelError(f"{name!r} has no validation images: set 'partition' to 'val'")
+        split = self._split(stimuli, responses, validation, recipe.policy)
         recipe, aperture = self._seen(recipe, stimuli)
         channels = sum(count for count, _ in map_shapes(recipe).values())
-        sizes = self.sizes or [fraction * aperture for fraction in _FRACTIONS]
+        relative = [fraction * aperture for fraction in _FRACTIONS]
+        sizes = relative if self.sizes is None else list(self.sizes)
         self.candidates_ = candidate_grid(aperture, sizes, self.spacing)
         for samples in split.training.values():
             check_values(samples)
         searches = self._search(split, recipe, aperture, channels)
         self.alpha_ = {name: search.alpha for name, (search, *_) in searches.items()}
-        self.model_ = self._stored(
-            split,
-            searches,
-            encoder_recipe(
-                split, stimuli if responses is None else responses, recipe, "fwrf_ridge"
-            ),
-            aperture,
-        )
+        own = stimuli if responses is None else responses
+        fitted = encoder_recipe(split, own, recipe, "fwrf_ridge", self)
+        self.model_ = self._stored(split, searches, fitted, aperture)
         return self
 
     def predict(self, stimuli: xr.Dataset) -> xr.Dataset | xr.DataTree:
@@ -230,6 +219,27 @@ class FwrfRidgeEncoder(BaseEstimator):
                 "this FwrfRidgeEncoder is not fitted: type .fit(stimuli, responses)"
             )
         return self.model_
+
+    def _check_parameters(self) -> None:
+        check_device(self.device)
+        if not len(self.alphas) or min(self.alphas) <= 0 or self.memory <= 0:
+            raise ModelError(f"alphas {self.alphas!r} and memory {self.memory} must be positive")
+
+    def _split(
+        self,
+        stimuli: xr.Dataset,
+        responses: Responses | None,
+        validation: Responses | None,
+        policy: str,
+    ) -> Split:
+        """Return what to fit to and to choose by; the latter is drawn where nothing says it."""
+        split = split_samples(stimuli, responses, validation, policy)
+        if not split.validation:
+            split = hold_out(split, self.holdout, self.seed)
+        for name in split.training:
+            if name not in split.validation:
+                raise ModelError(f"{name!r} has no validation images: set 'partition' to 'val'")
+        return split
 
     def _seen(self, recipe: BackboneRecipe, stimuli: xr.Dataset) -> tuple[BackboneRecipe, float]:
         """Return the recipe with the size of its images, and the degrees that they show."""

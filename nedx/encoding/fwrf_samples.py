@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from sklearn.base import BaseEstimator
 
 from nedx.backbones.recipe import BackboneRecipe
 from nedx.encoding.recipe import EncoderRecipe
@@ -19,6 +20,7 @@ from nedx.stimuli.preprocessing import check_pixels
 ALL = "all"
 """The ROI that all voxels belong to where the responses name none."""
 _WINDOW_BYTES = 2**27
+_ELSEWHERE = ("backbone", "layers", "device", "checkpoint", "memory")
 _FROM_RESPONSE = ("normalization", "normalization_scope", "transform")
 _FROM_DATASET = ("modality", "species", "dataset", "license", "citation")
 
@@ -162,6 +164,28 @@ def split_samples(
         If responses and images do not fit together, or images are trained on and held out.
     """
     responses = stimuli if responses is None else responses
+    _check_given(stimuli, responses, validation, policy)
+    ids = stimuli["image_id"].values.astype(str).astype(object)
+    every = [(each, _partition(each, ds, stimuli)) for each, ds in _paired(stimuli, responses)]
+    training = {each.subject: each.select(parts == "train") for each, parts in every}
+    held = {each.subject: each.select(parts == "val") for each, parts in every}
+    known = {each.subject: dict(zip(ids[each.image], parts, strict=True)) for each, parts in every}
+    if validation is not None:
+        pairs = [(each, _partition(each, ds, stimuli)) for each, ds in _paired(stimuli, validation)]
+        held = _given(pairs, training)
+        for name, each in held.items():
+            known[name] |= dict.fromkeys(ids[each.image], "val")
+            known[name] |= dict.fromkeys(ids[training[name].image], "train")
+    _check_disjoint(every, training, held, ids)
+    _check_untested(stimuli, training, ids)
+    held = {name: each for name, each in held.items() if len(each)}
+    return Split(stimuli["pixels"], ids, training, held, known)
+
+
+def _check_given(
+    stimuli: xr.Dataset, responses: Responses, validation: Responses | None, policy: str
+) -> None:
+    """Raise unless labelled images and responses were given, and images fit the policy."""
     for given in (responses, validation):
         if given is not None and not isinstance(given, xr.Dataset | xr.DataTree):
             raise ModelError(
@@ -181,21 +205,6 @@ def split_samples(
     if "image_id" not in stimuli.coords:
         raise StimulusError("the stimuli have no 'image_id' to pair responses with them by")
     check_pixels(stimuli["pixels"].dtype, stimuli["pixels"].shape, policy)
-    ids = stimuli["image_id"].values.astype(str).astype(object)
-    every = [(each, _partition(each, ds, stimuli)) for each, ds in _paired(stimuli, responses)]
-    training = {each.subject: each.select(parts == "train") for each, parts in every}
-    held = {each.subject: each.select(parts == "val") for each, parts in every}
-    known = {each.subject: dict(zip(ids[each.image], parts, strict=True)) for each, parts in every}
-    if validation is not None:
-        pairs = [(each, _partition(each, ds, stimuli)) for each, ds in _paired(stimuli, validation)]
-        held = _given(pairs, training)
-        for name, each in held.items():
-            known[name] |= dict.fromkeys(ids[each.image], "val")
-            known[name] |= dict.fromkeys(ids[training[name].image], "train")
-    _check_disjoint(every, training, held, ids)
-    _check_untested(stimuli, training, ids)
-    held = {name: each for name, each in held.items() if len(each)}
-    return Split(stimuli["pixels"], ids, training, held, known)
 
 
 def _given(
@@ -451,7 +460,11 @@ def result_labels(split: Split, subject: str) -> xr.Dataset:
 
 
 def encoder_recipe(
-    split: Split, responses: Responses, backbone: BackboneRecipe, kind: str
+    split: Split,
+    responses: Responses,
+    backbone: BackboneRecipe,
+    kind: str,
+    estimator: BaseEstimator,
 ) -> EncoderRecipe:
     """Return what the fitted model is a model of, from what the responses say of themselves."""
     _, ds = next(_subjects(responses))
@@ -469,6 +482,14 @@ def encoder_recipe(
         version="1",
         units=response.get("units", "1"),
         training_source=response.get("source", about.get("source")),
+        fitted_by=_described(estimator),
         training_data=f"{samples} samples of {len(split.training)} subjects",
         **found,
     )
+
+
+def _described(estimator: BaseEstimator) -> str:
+    """Return the class and the parameters that decide what is learnt."""
+    params = estimator.get_params(deep=False).items()
+    said = [f"{name}={value!r}" for name, value in params if name not in _ELSEWHERE]
+    return f"{type(estimator).__name__}({', '.join(said)})"

@@ -34,7 +34,7 @@ from nedx.encoding.fwrf_samples import (
     split_samples,
 )
 from nedx.encoding.fwrf_scoring import correlations, image_correlations
-from nedx.encoding.fwrf_store import FIELDS, write_fwrf
+from nedx.encoding.fwrf_store import FIELDS, hash_arrays, write_fwrf
 from nedx.encoding.keeping import keep_model
 from nedx.encoding.opening import open_model
 from nedx.encoding.recipe import EncoderRecipe
@@ -183,11 +183,11 @@ class FwrfTrainer(BaseEstimator):
                 raise ModelError(
                     f"validation responses of {name!r} are NaN or infinite: leave these images out"
                 )
+        values += [hash_arrays({name: means}) for name, (_, means) in targets.items()]
         progress, best = self._train(split, targets, self._fingerprint(split, values))
         self.history_, self.best_epoch_ = progress.history, progress.best_epoch
-        recipe = encoder_recipe(
-            split, stimuli if responses is None else responses, default_recipe("gnet"), "fwrf"
-        )
+        own = stimuli if responses is None else responses
+        recipe = encoder_recipe(split, own, default_recipe("gnet"), "fwrf", self)
         self.model_ = self._stored(split, best, recipe)
         return self
 
@@ -233,7 +233,7 @@ class FwrfTrainer(BaseEstimator):
             progress, state, best = held
             training.restore(state)
         for epoch in range(progress.epochs, self.max_epochs):
-            with _seeded(self.seed, epoch):
+            with _seeded(self.seed, epoch, training.device):
                 loss = self._epoch(training, split, epoch)
             found = _correlations(training, split, targets)
             r = float(np.median(np.concatenate([found[f"{_R}{name}"] for name in targets])))
@@ -249,11 +249,14 @@ class FwrfTrainer(BaseEstimator):
 
     def _start(self, split: Split, *, begun: bool) -> FwrfTraining:
         """Return what is trained; the weights of a training begun before are filled in later."""
+        import torch
+
         from nedx.encoding.fwrf_training_loop import FwrfTraining, TrainedHead, new_trunk
 
         trained = np.unique(np.concatenate([each.image for each in split.training.values()]))
         mean = np.zeros(3) if begun else mean_colours(split.pixels, trained, POLICY)
-        with _seeded(self.seed, _BEFORE):
+        device = resolve_device(self.device)
+        with _seeded(self.seed, _BEFORE, torch.device(device)):
             trunk = new_trunk(mean)
             heads = {name: TrainedHead(each.voxels) for name, each in split.training.items()}
         return FwrfTraining(
@@ -262,7 +265,7 @@ class FwrfTrainer(BaseEstimator):
             learning_rate=self.learning_rate,
             penalty=self.penalty,
             precision=self.precision,  # type: ignore[arg-type]
-            device=resolve_device(self.device),
+            device=device,
         )
 
     def _epoch(self, training: FwrfTraining, split: Split, epoch: int) -> float:
@@ -322,7 +325,10 @@ class FwrfTrainer(BaseEstimator):
 def _correlations(
     training: FwrfTraining, split: Split, targets: Targets
 ) -> dict[str, torch.Tensor]:
-    """Return r of each subject's voxels over the validation images, ``r.<subject>``; no NaN."""
+    """Return r of each subject's voxels over the validation images, ``r.<subject>``.
+
+    NaN for a subject that has none.
+    """
     import torch
 
     found = {}
@@ -331,7 +337,7 @@ def _correlations(
             training.predict(name, batch) for batch in image_batches(split.pixels, images, POLICY)
         ]
         found[name] = torch.from_numpy(correlations(torch.cat(parts).numpy(), means))
-    none = {name: torch.zeros(each.voxels) for name, each in split.training.items()}
+    none = {name: torch.full((each.voxels,), torch.nan) for name, each in split.training.items()}
     return {f"{_R}{name}": values for name, values in {**none, **found}.items()}
 
 
@@ -340,10 +346,10 @@ def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int) -> Iterator[None]:
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
     """Make torch's random numbers those of an epoch, and leave the caller's as they were."""
     import torch
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
         yield

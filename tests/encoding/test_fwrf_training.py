@@ -242,6 +242,7 @@ def test_the_model_says_what_it_was_fitted_to(learnt, tmp_path):
     assert out["partition"].values.tolist() == ds["partition"].values.tolist()
     assert model.recipe.model_id == "fmri-toy-fwrf"
     assert model.recipe.training_source == "synthetic"
+    assert model.recipe.fitted_by.startswith("FwrfTrainer(batch_size=6, ")
     held = slice(48, 64)
     r = [np.corrcoef(a, b)[0, 1] for a, b in zip(expected[held].T, truth[held].T, strict=True)]
     np.testing.assert_allclose(out["encoding_accuracy"], r, atol=1e-4)
