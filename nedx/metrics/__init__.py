@@ -4,4 +4,5 @@
 - `noise_ceiling`, `split_half`, `leave_one_subject_out`: what repeats and subjects allow
 - `inference`: permutations, bootstrap, false discovery rate
 - `scoring`: all of a Dataset at once; `trusted`: the neuroids that are predicted well
+- `rsa`: RDMs, their comparison, searchlights, pairwise decoding
 """
