@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nedx.catalog.resolving import open
     from nedx.encoding.encode import encode
     from nedx.encoding.estimators.banded import BandedRidgeEncoder
+    from nedx.encoding.estimators.l2lir import L2LiREncoder
     from nedx.encoding.estimators.ols import OLSEncoder
     from nedx.encoding.estimators.ridge import RidgeEncoder
     from nedx.encoding.features import encode_features
@@ -44,6 +45,7 @@ _MODULES = {
     "BandedRidgeEncoder": "nedx.encoding.estimators.banded",
     "FwrfRidgeEncoder": "nedx.encoding.fwrf_ridge",
     "FwrfTrainer": "nedx.encoding.fwrf_training",
+    "L2LiREncoder": "nedx.encoding.estimators.l2lir",
     "LinearEncoder": "nedx.encoding.model",
     "OLSEncoder": "nedx.encoding.estimators.ols",
     "RidgeEncoder": "nedx.encoding.estimators.ridge",
@@ -78,6 +80,7 @@ __all__ = [
     "BandedRidgeEncoder",
     "FwrfRidgeEncoder",
     "FwrfTrainer",
+    "L2LiREncoder",
     "LinearEncoder",
     "OLSEncoder",
     "RidgeEncoder",

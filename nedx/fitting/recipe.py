@@ -15,7 +15,12 @@ from nedx.errors import ModelError, UnknownIdError, close_matches
 
 Selected = str | int | tuple[str | int, ...] | None
 
-ESTIMATORS = {"ridge": "RidgeEncoder", "banded": "BandedRidgeEncoder", "ols": "OLSEncoder"}
+ESTIMATORS = {
+    "ridge": "RidgeEncoder",
+    "banded": "BandedRidgeEncoder",
+    "ols": "OLSEncoder",
+    "l2lir": "L2LiREncoder",
+}
 """Estimators by their name in a recipe."""
 
 
@@ -149,7 +154,7 @@ class EstimatorRecipe(_Words):
         Of the estimator, such as ``n_components`` or ``alphas``; ``layers`` and ``pooling`` too.
     """
 
-    kind: Literal["ridge", "banded", "ols"] = "ridge"
+    kind: Literal["ridge", "banded", "ols", "l2lir"] = "ridge"
     parameters: dict[str, Any] = {}
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ import xarray as xr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nedx
-from nedx.encoding.estimators import BandedRidgeEncoder, OLSEncoder, RidgeEncoder
+from nedx.encoding.estimators import BandedRidgeEncoder, L2LiREncoder, OLSEncoder, RidgeEncoder
 from nedx.errors import ModelError, NedxWarning
 from tests.encoding.truth import GABOR, stimuli
 
@@ -26,6 +26,7 @@ def _failures(estimator):
         RidgeEncoder(GABOR, n_components=2, cv=3),
         OLSEncoder(GABOR, n_components=2),
         BandedRidgeEncoder(GABOR, n_components=2, cv=3, n_weights=2),
+        L2LiREncoder(GABOR, n_components=2),
     ],
     expected_failed_checks=_failures,
 )
@@ -382,3 +383,29 @@ def test_responses_too_large_to_hold_are_streamed_while_they_are_fitted(monkeypa
     lazy = with_values(responses, "response", broken).chunk({"image": 30})
     with pytest.raises(ModelError, match=r"responses hold NaN or infinity, first in samples \[4\]"):
         RidgeEncoder(GABOR, n_components=5).fit(given, lazy)
+
+
+def test_the_best_correlated_features_are_chosen_for_each_target():
+    """The plain algorithm, target by target, on standardised features and responses."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, size=(80, 30))
+    y = x[:, :4] @ rng.normal(size=(4, 3)) + rng.normal(size=(80, 3)) + 10
+    encoder = L2LiREncoder(GABOR, n_components=None, n_features=5, alpha=20.0).fit(x, y)
+    z, t = (x - x.mean(0)) / x.std(0), (y - y.mean(0)) / y.std(0)
+    new = rng.normal(3, 2, size=(10, 30))
+    expected = np.empty((10, 3))
+    for target in range(3):
+        r = z.T @ t[:, target]
+        best = np.argsort(-np.abs(r))[:5]
+        design = np.column_stack([z[:, best], np.ones(80)])
+        weights = np.linalg.solve(design.T @ design + 20 * np.eye(6), design.T @ t[:, target])
+        applied = np.column_stack([((new - x.mean(0)) / x.std(0))[:, best], np.ones(10)])
+        expected[:, target] = applied @ weights * y.std(0)[target] + y.mean(0)[target]
+    np.testing.assert_allclose(encoder.predict(new), expected, atol=1e-4)
+    among = L2LiREncoder(GABOR, n_components=12, n_features=12, alpha=20.0).fit(x, y)
+    ridge = RidgeEncoder(GABOR, n_components=12, alphas=(1e-6,)).fit(x, y)
+    assert np.linalg.norm(among.predict(new) - y.mean(0)) < np.linalg.norm(
+        ridge.predict(new) - y.mean(0)
+    )
+    with pytest.raises(ModelError, match="20001 features are too many to choose among"):
+        L2LiREncoder(GABOR, n_components=None).fit(np.eye(3, 20_001), y[:3])

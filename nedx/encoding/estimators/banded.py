@@ -14,7 +14,7 @@ from nedx.errors import ModelError
 from nedx.linear.banded import fit_banded_ridge
 from nedx.linear.folds import CrossValidation
 from nedx.linear.keeping import rereadable
-from nedx.linear.pca import StandardizedPCA, fit_pca
+from nedx.linear.pca import StandardizedPCA
 
 
 class BandedRidgeEncoder(EncoderEstimator):
@@ -88,7 +88,7 @@ class BandedRidgeEncoder(EncoderEstimator):
         # Features are made once; each band is read from what is kept of them.
         with rereadable(features.values) as kept:
             return [
-                fit_pca(kept[:, start:stop], self.n_components, device=self.device)
+                self._components(kept[:, start:stop])
                 for start, stop in zip(edges[:-1], edges[1:], strict=True)
             ]
 

@@ -79,7 +79,7 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
     backbone: str | BackboneRecipe
     layers: Sequence[str] | None
     pooling: str | None
-    n_components: int
+    n_components: int | None
     groups: str | None = None
     repetitions: str = "mean"
     device: str = "auto"
@@ -246,12 +246,18 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _project(self, features: Features) -> list[StandardizedPCA]:
         """Standardise features and find the components of each band, here of all together."""
-        return [fit_pca(features.values, self.n_components, device=self.device)]
+        return [self._components(features.values)]
+
+    def _components(self, features: Any) -> StandardizedPCA:
+        """Find as many components as are asked for, or all that there are."""
+        width = features.shape[1]
+        count = width if self.n_components is None else self.n_components
+        return fit_pca(features, count, device=self.device)
 
     def _components_asked(self, images: xr.Dataset) -> int:
         """Return how many components are asked for, at most as many as there are features."""
-        width = images.sizes.get("feature", self.n_components)
-        return min(self.n_components, width)
+        asked = self.n_components or 0
+        return min(asked, images.sizes.get("feature", asked))
 
     def _fitted(self) -> LinearEncoder:
         if not hasattr(self, "model_"):

@@ -11,6 +11,7 @@ import numpy as np
 from nedx.backbones.recipe import BackboneRecipe
 from nedx.encoding.estimators.base import EncoderEstimator, Regression
 from nedx.errors import ModelError
+from nedx.linear.ols import fit_ols
 
 
 class OLSEncoder(EncoderEstimator):
@@ -65,7 +66,5 @@ class OLSEncoder(EncoderEstimator):
                 f"{count} components fit {images} images without any error, and say nothing "
                 f"of others; type n_components={max(1, images // 10)} or use RidgeEncoder"
             )
-        targets = np.asarray(responses, np.float64)
-        centre, mean = components.mean(0), targets.mean(0)
-        coef, *_ = np.linalg.lstsq(components - centre, targets - mean, rcond=None)
-        return Regression(coef, mean - centre @ coef, {})
+        fit = fit_ols(components, responses, device=self.device)
+        return Regression(fit.coef, fit.intercept, {})
