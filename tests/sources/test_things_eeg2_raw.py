@@ -400,6 +400,20 @@ def test_a_recording_cut_short(tmp_path):
         open_raw(tmp_path)
 
 
+def test_trials_at_the_ends_of_a_recording_are_counted(tmp_path):
+    folder = write_raw(tmp_path)
+
+    def shorten(held):
+        onsets = np.flatnonzero(held["raw_eeg_data"][-1])
+        held["raw_eeg_data"] = held["raw_eeg_data"][:, onsets[0] - 50 : onsets[-1] + 300]
+
+    whole = open_raw(tmp_path)
+    rewrite(folder, shorten)
+    ds = open_raw(tmp_path)
+    assert whole.attrs["trials_cut_off"] == 0
+    assert ds.attrs["trials_cut_off"] == whole.sizes["trial"] - ds.sizes["trial"] > 1
+
+
 def test_channels_that_a_recipe_needs(tmp_path):
     write_raw(tmp_path, channels=CHANNELS[:20])
     with pytest.raises(SelectionError, match="nice_2024 needs 43 channels that are missing"):

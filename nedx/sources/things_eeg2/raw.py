@@ -53,6 +53,7 @@ class _Recording:
     samples: np.ndarray
     rows: np.ndarray
     ranks: np.ndarray
+    cut_off: int
 
 
 def open_raw(
@@ -94,8 +95,10 @@ def open_raw(
         ``response (trial, channel, time)``, float32; of several subjects a DataTree with a child
         for each. Along ``trial``: ``image_id`` (``things:aardvark_01b``), ``repetition`` (from 0,
         over sessions), ``session``, ``partition``, ``onset`` (s in its recording). The attribute
-        ``preprocessing`` lists what was done. To make ``(image, repetition, channel, time)`` of
-        one partition, use `nedx.preprocessing.repetitions.stack_repetitions`.
+        ``preprocessing`` lists what was done, ``trials_cut_off`` counts the trials that are left
+        out because their epochs reach beyond the recording. To make
+        ``(image, repetition, channel, time)`` of one partition, use
+        `nedx.preprocessing.repetitions.stack_repetitions`.
 
     Raises
     ------
@@ -203,6 +206,7 @@ def _read_labels(
         samples[trials],
         numbers[trials] - 1,
         ranks,
+        int((~inside).sum()),
     )
 
 
@@ -273,7 +277,7 @@ def _open_subject(
             **scalp_labels(channels),
             "time": ("time", times, {"units": "s", "sampling_frequency": rate}),
         },
-        {**ATTRS, "subject_ids": [label]},
+        {**ATTRS, "subject_ids": [label], "trials_cut_off": sum(r.cut_off for r in recordings)},
     )
     for step in recipe.epochs.steps:
         ds = with_step(ds, **step)
