@@ -27,6 +27,7 @@ MODULES = (
     "fwrf",
     "berg",
     "eeg_writing",
+    "ridge",
     "metrics",
     "nsd_reading",
     "pca",

@@ -104,28 +104,39 @@ class Matrix:
             yield slice(first, min(first + step, samples) if not lengths else samples)
 
     def _read(self, part: slice) -> np.ndarray:
-        return np.asarray(self.values[part])
+        if not isinstance(self.values, da.Array):
+            return self.values[part]
+        # In this thread: each thread that unpacks chunks keeps memory of its own.
+        values: np.ndarray = self.values[part].compute(scheduler="synchronous")
+        return values
 
     def _tensor(self, part: slice, values: np.ndarray) -> torch.Tensor:
         import torch
 
         values = np.ascontiguousarray(values, dtype=self.dtype)
         rows = torch.from_numpy(values).to(self.device)
-        if not self._finite and not bool(torch.isfinite(rows.sum(dtype=torch.float64))):
+        # The sum of finite values may overflow, so that it only says where to look closely.
+        if not self._finite and not bool(torch.isfinite(rows.sum())):
             bad = np.flatnonzero(~np.isfinite(values).all(1))
-            first = (part.start + bad[:5]).tolist()
-            raise ModelError(
-                f"{self.name} hold NaN or infinity, first in samples {first}: drop these, or "
-                "average over the repetitions that are there"
-            )
+            if bad.size:
+                first = (part.start + bad[:5]).tolist()
+                raise ModelError(
+                    f"{self.name} hold NaN or infinity, first in samples {first}: drop these, or "
+                    "average over the repetitions that are there"
+                )
         return rows
 
 
 def column_blocks(matrix: Matrix, width: int) -> Iterator[slice]:
-    """Cut the columns into blocks of about a width, between chunks where that is possible."""
+    """Cut the columns into blocks of about a width, between chunks where that is possible.
+
+    Where chunks are tall, blocks are so narrow that one row of chunks is no more than a piece.
+    """
     count = matrix.shape[1]
     edges = [0]
     if isinstance(matrix.values, da.Array):
+        tallest = max(matrix.values.chunks[0])
+        width = max(1, min(width, PIECE_BYTES // (tallest * matrix.dtype.itemsize)))
         ends = np.cumsum(matrix.values.chunks[1])
         while edges[-1] < count:
             within = ends[(ends > edges[-1]) & (ends <= edges[-1] + width)]
