@@ -56,28 +56,10 @@ def patterns(
         If a dim or a coordinate is not there.
     """
     array = response_of(data)
-    sample, repetition = sample_dim(array), role_dim(array, "repetition")
-    over = _pattern_dims(array, over, (sample, repetition))
-    array = _lazy(array)
-    if repetition is not None and folds is None:
-        array = array.mean(repetition, skipna=True)
-    if folds is not None and repetition is not None and folds != repetition:
-        raise SelectionError(
-            f"folds of an array with a dim {repetition!r} are folds={repetition!r}"
-        )
-    grouped = by != "image_id" or role_dim(array, "trial") == sample
+    sample = sample_dim(array)
+    over = _pattern_dims(array, over, (sample, role_dim(array, "repetition")))
     condition = by if by != "image_id" else role_dim(array, "stimulus") or "image"
-    if grouped:
-        fold_by = None if repetition is not None else folds
-        array = _averaged(array, sample, (condition, by), fold_by, block_size)
-    elif repetition is not None and folds is not None:
-        array = array.rename({repetition: "fold"}).drop_vars("fold", errors="ignore")
-    elif folds is not None:
-        raise SchemaError(_name(array), [f"no repeats: expected a dim or coordinate {folds!r}"])
-    if grouped and repetition is not None and folds is not None:
-        array = array.isel(fold=0).rename({repetition: "fold"}).drop_vars("fold", errors="ignore")
-    if "fold" not in array.dims:
-        array = array.expand_dims("fold")
+    array = _folded(_lazy(array), (condition, by), folds, block_size)
     if array.sizes[condition] < 2:
         raise SchemaError(_name(array), [f"one {condition} only: an RDM compares at least two"])
     return _arranged(array, condition, over, block_size)
@@ -125,6 +107,28 @@ def _pattern_dims(
     return dims
 
 
+def _folded(
+    array: xr.DataArray, named: tuple[str, str], folds: str | None, block_size: int | None
+) -> xr.DataArray:
+    """Give the array a condition dim and a dim ``fold``; ``named`` as `_averaged` takes it."""
+    sample, repetition = sample_dim(array), role_dim(array, "repetition")
+    if repetition is not None:
+        if folds not in (None, repetition):
+            fault = f"folds of an array with a dim {repetition!r} are folds={repetition!r}"
+            raise SelectionError(fault)
+        if folds is None:
+            array = array.mean(repetition, skipna=True)
+        else:
+            array = array.rename({repetition: "fold"}).drop_vars("fold", errors="ignore")
+        folds = None
+    if named[1] != "image_id" or role_dim(array, "trial") == sample:
+        array = _averaged(array, sample, named, folds, block_size)
+        array = array.isel(part=0) if folds is None else array.rename(part="fold")
+    elif folds is not None:
+        raise SchemaError(_name(array), [f"no repeats: expected a dim or coordinate {folds!r}"])
+    return array if "fold" in array.dims else array.expand_dims("fold")
+
+
 def _labels(array: xr.DataArray, sample: str, by: str) -> np.ndarray:
     """Return the label of every sample."""
     if by in array.coords and array[by].dims == (sample,):
@@ -140,7 +144,7 @@ def _averaged(
     folds: str | None,
     block_size: int | None,
 ) -> xr.DataArray:
-    """Average the samples of every condition and fold: ``(..., condition, fold)``.
+    """Average the samples of every condition and fold: ``(..., condition, part)``.
 
     ``named`` is the dim to make, and the coordinate whose values are its conditions.
     """
@@ -169,7 +173,7 @@ def _averaged(
         by: (condition, there.astype(object))
     }
     dims = [dim for dim in array.dims if dim != sample]
-    return xr.DataArray(means, dims=[*dims, condition, "fold"], coords=coords, name=array.name)
+    return xr.DataArray(means, dims=[*dims, condition, "part"], coords=coords, name=array.name)
 
 
 def _fold_codes(
