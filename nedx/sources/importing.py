@@ -28,7 +28,7 @@ from nedx.store.location import Location
 from nedx.store.writing import BlockWriter, to_zarr
 
 _CHUNK_BYTES = 2_000_000
-_CHUNK_SAMPLES = 64
+_CHUNK_SAMPLES, _FEWEST_SAMPLES = 64, 16
 
 
 def words(text: str) -> list[str]:
@@ -306,7 +306,8 @@ def aligned_layouts(ds: xr.Dataset | xr.DataTree) -> dict[str, Layout]:
     Returns
     -------
     dict of str to Layout
-        By group; only of groups whose tasks are all of one length, above that of a chunk.
+        By group; only of groups without time, whose tasks are all of one length, above that of a
+        chunk.
     """
     found: dict[str, Layout] = {}
     for group, node in dataset_groups(ds).items():
@@ -318,12 +319,16 @@ def aligned_layouts(ds: xr.Dataset | xr.DataTree) -> dict[str, Layout]:
 
 def _aligned(ds: xr.Dataset) -> Layout | None:
     response = ds["response"]
+    if role_dim(response, "time") is not None:
+        return None
     dim = role_dim(response, "trial") or role_dim(response, "stimulus")
     lengths = dict(zip(response.dims, response.chunks or (), strict=False)).get(dim, ())
     step = max(lengths, default=0)
     if "session" not in ds.coords or step <= _CHUNK_SAMPLES or set(lengths[:-1]) - {step}:
         return None
     samples = max(n for n in range(1, _CHUNK_SAMPLES + 1) if step % n == 0)
+    if samples < _FEWEST_SAMPLES:
+        return None
     neuroid = neuroid_dim(response)
     rest = response.dtype.itemsize * samples
     for other, size in response.sizes.items():
