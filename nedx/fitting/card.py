@@ -97,7 +97,7 @@ def _accuracy(member: xr.Dataset) -> str:
     if not known.size:
         return "no target has a defined accuracy"
     low, median, high = np.percentile(known, [25, 50, 75])
-    what = " x ".join(target_dims(member))
+    what = " x ".join(str(dim) for dim in member["encoding_accuracy"].dims)
     text = f"median r {median:.3f} over {known.size:,} of {accuracy.size:,} targets ({what})"
     text += f", quartiles {low:.3f} to {high:.3f}{_peak(member['encoding_accuracy'])}"
     if "noise_ceiling" not in member.coords:

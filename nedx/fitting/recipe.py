@@ -214,6 +214,18 @@ class FitRecipe(_Words):
         Whether to draw.
     license, citation : str, optional
         Of the model; by default those of the responses.
+
+    Examples
+    --------
+    As YAML, for ``nedx fit recipe.yaml``::
+
+        name: fmri - sim - gabor
+        stimuli: sim - images
+        responses: {place: sim - fmri, subject: [1, 2], roi: V1}
+        split: {test_fraction: 0.2, groups: category}
+        backbone: gabor
+        estimator: {kind: ridge, parameters: {n_components: 100, groups: category}}
+        output: fitted
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

@@ -15,12 +15,14 @@ import yaml
 from nedx.encoding.estimators.measured import members
 from nedx.encoding.evaluating import evaluate
 from nedx.encoding.model import LinearEncoder, result_labels
+from nedx.encoding.opening import open_linear
 from nedx.encoding.weights import ROOT
 from nedx.errors import StoreExistsError, require
 from nedx.fitting.card import accuracy_lines, as_markdown
 from nedx.fitting.figures import draw
 from nedx.fitting.recipe import FitRecipe, load_fit_recipe
 from nedx.fitting.splitting import split
+from nedx.store.location import Location
 
 MODEL, CARD, RECIPE, FIGURES = "model.zarr", "model_card.md", "recipe.yaml", "figures"
 """What lies in the folder of a fit."""
@@ -188,7 +190,7 @@ def _written(model: LinearEncoder, recipe: FitRecipe, folder: Path) -> FitResult
     # The model comes last: where it lies, all is there.
     model.to_zarr(folder / MODEL)
     paths = tuple(folder / FIGURES / file for file in figures.values())
-    return FitResult(model, folder / MODEL, card, paths)
+    return FitResult(open_linear(Location.of(folder / MODEL)), folder / MODEL, card, paths)
 
 
 def _split_said(recipe: FitRecipe) -> str:

@@ -24,6 +24,7 @@ from nedx.encoding.model import LinearEncoder
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.weights import ROOT, fold
 from nedx.errors import ModelError, close_matches
+from nedx.linear.folds import fold_numbers
 from nedx.linear.pca import StandardizedPCA, fit_pca
 from nedx.metrics.correlation import correlate
 from nedx.store.location import Location
@@ -134,7 +135,10 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
         parts = members(given)
         each = self.repetitions == "each"
         found = {n: measured(ds, each=each, groups=self.groups) for n, ds in parts.items()}
-        checks.check_labels(parts, found, self._components_asked(images))
+        asked = self._components_asked(images)
+        checks.check_labels(parts, found, asked)
+        for one in found.values():
+            self._check(one.values.sizes["image"], one.groups, asked)
         positions = row_positions(images, found)
         found = {name: _held(name, one) for name, one in found.items()}
         union = np.unique(np.concatenate(list(positions.values())))
@@ -234,6 +238,11 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 raise ModelError(f"no parameter {name!r}; {close_matches(name, known)}")
         changed: EncoderEstimator = super().set_params(**params)
         return changed
+
+    def _check(self, images: int, groups: np.ndarray | None, components: int) -> None:
+        """Refuse what cannot be fitted, before anything is read."""
+        if hasattr(self, "cv"):
+            fold_numbers(images, self.cv, groups)
 
     @abstractmethod
     def _regress(

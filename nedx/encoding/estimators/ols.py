@@ -53,6 +53,13 @@ class OLSEncoder(EncoderEstimator):
         self.repetitions = repetitions
         self.device = device
 
+    def _check(self, images: int, groups: np.ndarray | None, components: int) -> None:
+        if images < components + 2:
+            raise ModelError(
+                f"{components} components fit {images} images without any error, and say nothing "
+                f"of others; type n_components={max(1, images // 10)} or use RidgeEncoder"
+            )
+
     def _regress(
         self,
         scores: Sequence[np.ndarray],
@@ -60,11 +67,5 @@ class OLSEncoder(EncoderEstimator):
         groups: np.ndarray | None,
     ) -> Regression:
         (components,) = scores
-        images, count = components.shape
-        if images < count + 2:
-            raise ModelError(
-                f"{count} components fit {images} images without any error, and say nothing "
-                f"of others; type n_components={max(1, images // 10)} or use RidgeEncoder"
-            )
         fit = fit_ols(components, responses, device=self.device)
         return Regression(fit.coef, fit.intercept, {})
