@@ -13,11 +13,12 @@ for each subject. What was done to the values is in their attributes. The comman
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from nedx.errors import CorruptStoreError, SelectionError, SourceError, close_matches
@@ -306,8 +307,8 @@ def aligned_layouts(ds: xr.Dataset | xr.DataTree) -> dict[str, Layout]:
     Returns
     -------
     dict of str to Layout
-        By group; only of groups without time, whose tasks are all of one length, above that of a
-        chunk.
+        By group; only of groups whose tasks are all of one length, above that of a chunk, and,
+        where there is time, each a session.
     """
     found: dict[str, Layout] = {}
     for group, node in dataset_groups(ds).items():
@@ -319,12 +320,12 @@ def aligned_layouts(ds: xr.Dataset | xr.DataTree) -> dict[str, Layout]:
 
 def _aligned(ds: xr.Dataset) -> Layout | None:
     response = ds["response"]
-    if role_dim(response, "time") is not None:
-        return None
     dim = role_dim(response, "trial") or role_dim(response, "stimulus")
     lengths = dict(zip(response.dims, response.chunks or (), strict=False)).get(dim, ())
     step = max(lengths, default=0)
     if "session" not in ds.coords or step <= _CHUNK_SAMPLES or set(lengths[:-1]) - {step}:
+        return None
+    if role_dim(response, "time") is not None and not _is_cut_by_session(ds, lengths):
         return None
     samples = max(n for n in range(1, _CHUNK_SAMPLES + 1) if step % n == 0)
     if samples < _FEWEST_SAMPLES:
@@ -339,3 +340,10 @@ def _aligned(ds: xr.Dataset) -> Layout | None:
     if len(lengths) * (step // samples) * -(-response.sizes[neuroid] // wide) > MAX_OBJECTS:
         shards = {"response": {str(dim): step}}
     return plan_dataset(ds, chunks=chunks, shards=shards, block=step)
+
+
+def _is_cut_by_session(ds: xr.Dataset, lengths: Sequence[int]) -> bool:
+    """Whether each task holds one session, and each session is one task."""
+    sessions = np.split(ds["session"].values, np.cumsum(lengths)[:-1])
+    found = [np.unique(part).tolist() for part in sessions]
+    return all(len(one) == 1 for one in found) and len(np.unique(found)) == len(found)

@@ -262,6 +262,7 @@ def test_import_goes_on_where_it_stopped(tmp_path, root, monkeypatch):
     arguments = {"subject": ["1"], "recipe": "nice_2024"}
     monkeypatch.setattr(raw, "_session_values", stopping)
     monkeypatch.setattr("nedx.sources.importing._CHUNK_SAMPLES", 6)
+    monkeypatch.setattr("nedx.sources.importing._FEWEST_SAMPLES", 1)
     with pytest.raises(KeyboardInterrupt):
         import_source("things-eeg2", root, out, **arguments)
     seen = []
