@@ -13,7 +13,9 @@ from nedx.errors import SchemaError
 from nedx.schema import role_dim, sample_dim
 
 # Columns of a strip, and elements of a tile of it: float32 that stays in a cache.
-_STRIP, _TILE = 1024, 65536
+_STRIP, _TILE = 4096, 131072
+# Trials of a tile at most: float32 is summed up over no more.
+_TRIALS = 1024
 
 
 def response_of(data: xr.DataArray | xr.Dataset) -> xr.DataArray:
@@ -114,6 +116,8 @@ def by_column(
     kernel: Callable[[np.ndarray, Any], np.ndarray],
     n_found: int,
     prepare: Callable[[list[np.ndarray]], Any] = lambda groups: groups,
+    *,
+    hopeful: bool = False,
 ) -> np.ndarray:
     """Apply a kernel to strips of neuroids that miss the same trials.
 
@@ -132,6 +136,9 @@ def by_column(
     prepare : callable
         From the groups to what the kernel needs; a group (image, repetition) holds the trials
         of the images with the same number of repeats.
+    hopeful : bool
+        Look for absent trials only where the kernel returns what is not finite: for kernels that
+        take no longer than looking.
 
     Returns
     -------
@@ -146,8 +153,14 @@ def by_column(
         there = np.unpackbits(np.frombuffer(packed, np.uint8), count=codes.size).astype(bool)
         return prepare(_groups(codes, there))
 
+    everything = np.packbits(np.ones(codes.size, bool)).tobytes()
     for start in range(0, columns.shape[1], _STRIP):
         strip = columns[:, start : start + _STRIP]
+        if hopeful:
+            with np.errstate(invalid="ignore", over="ignore"):
+                found[:, start : start + _STRIP] = kernel(strip, prepared(everything))
+            if np.isfinite(found[:, start : start + _STRIP]).all():
+                continue
         for members, packed in _patterns(strip):
             chosen = strip if members is None else strip[:, members]
             target = slice(start, start + _STRIP) if members is None else start + members
@@ -161,7 +174,7 @@ def tiles(strip: np.ndarray, group: np.ndarray) -> Iterator[tuple[slice, np.ndar
     float16 and float32 come as float32, all else as float64.
     """
     images, repetitions = group.shape
-    step = max(1, _TILE // (repetitions * strip.shape[1]))
+    step = max(1, min(_TILE // strip.shape[1], _TRIALS) // repetitions)
     dtype = np.float32 if strip.dtype in (np.float16, np.float32) else np.float64
     first = int(group[0, 0])
     adjacent = np.array_equal(group.ravel(), np.arange(first, first + group.size))
