@@ -88,14 +88,18 @@ def score(
     if ceiling is None and has_repeats(ds["response"]):
         ceiling = noise_ceiling(ds["response"], method=method, n_splits=n_splits, seed=seed)
     if ceiling is not None:
-        reachable = ceiling.where(ceiling > 0)
-        by = "noise_ceiling"
-        if metric == "pearson_r":
-            reachable, by = reachable**0.5, "sqrt(noise_ceiling)"
-        normalized = (accuracy / reachable).astype("f4").drop_attrs()
-        attrs = {**attrs, "long_name": f"accuracy divided by {by}"}
-        added |= {"noise_ceiling": ceiling, "accuracy_normalized": normalized.assign_attrs(attrs)}
+        normalized = _normalized(accuracy, ceiling, metric)
+        added |= {"noise_ceiling": ceiling, "accuracy_normalized": normalized}
     return ds.assign(added)
+
+
+def _normalized(accuracy: xr.DataArray, ceiling: xr.DataArray, metric: Metric) -> xr.DataArray:
+    """Divide by what can be reached: r by the root of the ceiling, variances by the ceiling."""
+    reachable, by = ceiling.where(ceiling > 0), "noise_ceiling"
+    if metric == "pearson_r":
+        reachable, by = reachable**0.5, "sqrt(noise_ceiling)"
+    attrs = {"units": "1", "long_name": f"accuracy divided by {by}", "metric": metric}
+    return (accuracy / reachable).astype("f4").drop_attrs().assign_attrs(attrs)
 
 
 def _refuse_other_scales(measured: xr.DataArray, predicted: xr.DataArray) -> None:
