@@ -105,13 +105,7 @@ def fit(
     tell = progress or (lambda _: None)
     done = load_fit_recipe(recipe)
     folder = Path(done.output)
-    if (folder / MODEL).exists() and not overwrite:
-        raise StoreExistsError(
-            f"{folder / MODEL} exists already and was not changed. Choose another output, or "
-            "type overwrite=True (--overwrite)"
-        )
-    if done.figures:
-        require("matplotlib.figure", "plot")
+    _check_output(done, folder, overwrite=overwrite)
     tell("reading labels")
     stimuli = done.stimuli.open()
     train, test = split(done.responses.open(), done.split)
@@ -122,6 +116,16 @@ def fit(
     model = _described(estimator.model_, done, scored, test)
     tell("writing model, figures and card")
     return _written(model, done, folder)
+
+
+def _check_output(recipe: FitRecipe, folder: Path, *, overwrite: bool) -> None:
+    if (folder / MODEL).exists() and not overwrite:
+        raise StoreExistsError(
+            f"{folder / MODEL} exists already and was not changed. Choose another output, or "
+            "type overwrite=True (--overwrite)"
+        )
+    if recipe.figures:
+        require("matplotlib.figure", "plot")
 
 
 def _described(
