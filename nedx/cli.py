@@ -328,8 +328,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_synth(verbs)
 
     verb = _verb(verbs, "pull", _pull, "copy a store to the local cache, with resume")
-    verb.add_argument("place", help="an id or a URL")
-    verb.add_argument("--subject", type=_words, help="of a published model: for example 1,2")
+    verb.add_argument("place", help="an id, a URL, or things-eeg2")
+    verb.add_argument("--subject", type=_words, help="of what is published: for example 1,2")
     verb.add_argument("--roi", type=_words, help="of a published model: for example V1,FFA-1")
     verb.add_argument("--into", type=Path, help="another folder than the cache")
     _quiet(verb)

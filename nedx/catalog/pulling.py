@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nedx.catalog.entries import Entry
+from nedx.catalog.registry import RECORDINGS, fetch_recordings
 from nedx.catalog.resolving import (
     entry_of,
     first_that_works,
@@ -36,14 +37,16 @@ def pull(
 ) -> Path:
     """Copy a store to this machine; see `nedx.store.pulling.pull`.
 
-    Models of other formats are turned into Zarr models, subject by subject.
+    Models of other formats are turned into Zarr models, subject by subject. Of ``things-eeg2``
+    the raw recordings are fetched as published, for ``nedx import`` to make a store of them.
 
     Parameters
     ----------
     place : str, Path or Location
-        ``[catalog:]id[@version]``, or the path or URL of a finished store.
+        ``[catalog:]id[@version]``, the path or URL of a finished store, or ``"things-eeg2"``.
     subject, roi : optional
-        What to fetch of a model of another format, as in `nedx.open`; all of it by default.
+        What to fetch of a model of another format, as in `nedx.open`, or whose recordings; all
+        by default.
     into : str or Path, optional
         The folder to copy to; by default one in the cache. Of an id, `nedx.open` uses the copy
         in the cache from then on.
@@ -68,6 +71,10 @@ def pull(
     StoreError
         If no mirror can be read; the message says for each one why.
     """
+    if place in RECORDINGS and roi is None:
+        name = str(place)
+        folder = Path(into) if into is not None else cache_dir() / "recordings" / name
+        return fetch_recordings(name, folder, subject)
     entry = entry_of(place, catalog)
     selection = {"subject": subject, "roi": roi}
     reach: dict[str, Any] = {"anonymous": anonymous, "storage_options": storage_options}

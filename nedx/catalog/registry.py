@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nedx.selection import Subjects
 from nedx.store.location import Location
 
 if TYPE_CHECKING:
@@ -17,6 +19,10 @@ GENERATORS: dict[str, str] = {"simulation": "nedx.simulation.stores:generate"}
 READERS: dict[str, str] = {"berg": "nedx.sources.berg.models:open_entry"}
 """Name in a catalog -> what opens models of another format, called as ``function(entry, place,
 selection)``: it fetches what the selection needs, and keeps it in ``<cache>/<name>/<id>``."""
+
+RECORDINGS: dict[str, str] = {"things-eeg2": "nedx.sources.things_eeg2:pull"}
+"""Recordings by the name of their source -> what fetches their files as they are published, called
+as ``function(folder, subject=...)``; ``nedx import`` makes a store of them."""
 
 
 def generate(name: str, entry_id: str) -> Location:
@@ -53,6 +59,27 @@ def read(entry: Entry, place: Location, selection: Mapping[str, Any]) -> Any:
     model
     """
     return _function(READERS[str(entry.reader)])(entry, place, selection)
+
+
+def fetch_recordings(name: str, folder: Path, subject: Subjects | None) -> Path:
+    """Fetch published recordings, going on where that was broken off.
+
+    Parameters
+    ----------
+    name : str
+        A key of `RECORDINGS`.
+    folder : Path
+        Where to.
+    subject : optional
+        Whose; all by default.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    fetched: Path = _function(RECORDINGS[name])(folder, subject=subject)
+    return fetched
 
 
 def _function(name: str) -> Any:

@@ -113,7 +113,7 @@ class Matrix:
     def _tensor(self, part: slice, values: np.ndarray) -> torch.Tensor:
         import torch
 
-        values = np.ascontiguousarray(values, dtype=self.dtype)
+        values = np.require(values, self.dtype, ["C", "W"])
         rows = torch.from_numpy(values).to(self.device)
         # The sum of finite values may overflow, so that it only says where to look closely.
         if not self._finite and not bool(torch.isfinite(rows.sum())):

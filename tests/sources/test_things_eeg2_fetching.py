@@ -7,8 +7,10 @@ import zipfile
 import numpy as np
 import pytest
 
+import nedx
+from nedx.cli import main
 from nedx.errors import CorruptStoreError, SelectionError, StoreError
-from nedx.sources.things_eeg2 import open_raw, pull
+from nedx.sources.things_eeg2 import fetching, open_raw, pull
 from nedx.sources.things_eeg2.fetching import IMAGES, METADATA_ID, RAW, download
 from tests.servers import HttpServer
 from tests.sources.eeg2_files import write_raw
@@ -45,6 +47,17 @@ def test_what_is_fetched_opens(tmp_path, server):
     server.counter.forget()
     pull(folder, **arguments)
     assert server.counter.count() == 0
+
+
+def test_it_is_pulled_by_its_name_and_imported(tmp_path, server, monkeypatch, capsys):
+    publish(tmp_path, server)
+    monkeypatch.setattr(fetching, "OSF", server.url + "/{id}")
+    folder = tmp_path / "here"
+    assert main(["pull", "things-eeg2", "--subject", "1", "--into", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["Raw_data", "image_set"]
+    with pytest.raises(SelectionError, match="no subject 'sub-11'"):
+        nedx.pull("things-eeg2", subject=11, into=folder)
 
 
 def test_a_broken_connection_goes_on_at_its_byte(tmp_path, server):

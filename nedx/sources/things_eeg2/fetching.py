@@ -79,7 +79,7 @@ def pull(
     *,
     what: Part | Sequence[Part] = ("raw", "metadata"),
     subject: Subjects | None = None,
-    url: str = OSF,
+    url: str | None = None,
 ) -> Path:
     """Fetch files of THINGS-EEG2 into a folder that `open_raw` then opens.
 
@@ -95,8 +95,9 @@ def pull(
         Recordings go to ``Raw_data``, the rest to ``image_set``.
     subject : str, int or sequence, optional
         Whose recordings; all ten by default.
-    url : str
-        Where a file is, with ``{id}`` in the place of its id.
+    url : str, optional
+        Where a file is, with ``{id}`` in the place of its id; the Open Science Framework by
+        default.
 
     Returns
     -------
@@ -118,7 +119,7 @@ def pull(
             raise SelectionError(f"no part is called {part!r}: {close_matches(part, PARTS)}")
     base = Path(folder).expanduser().absolute()
     for published in _files(parts, _subjects(subject)):
-        _fetch(published, base, url)
+        _fetch(published, base, url or OSF)
     return base
 
 
