@@ -232,7 +232,7 @@ EARLY = {
     ),
     # NaN, and what does not fit.
     "NaN in responses": (
-        lambda w: nedx.RidgeEncoder(GABOR, n_components=2).fit(
+        lambda w: nedx.RidgeEncoder(GABOR, n_components=2, cv=3).fit(
             features(np.eye(3, WIDTH, dtype=np.float32)),
             xr.Dataset(
                 {"response": (("image", "unit"), with_nan(np.ones((3, 2)), 1))},
