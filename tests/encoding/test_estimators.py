@@ -12,6 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import nedx
 from nedx.encoding.estimators import BandedRidgeEncoder, L2LiREncoder, OLSEncoder, RidgeEncoder
 from nedx.errors import ModelError, NedxWarning
+from nedx.linear.design import Design
 from tests.encoding.truth import GABOR, stimuli
 from tests.laziness import computes_at_most
 
@@ -109,6 +110,30 @@ def test_least_squares_refuses_as_many_components_as_images():
         OLSEncoder(GABOR, n_components=2, repetitions="each").fit(
             given, responses.isel(repetition=0, drop=True)
         )
+
+
+def test_subjects_who_saw_the_same_images_share_one_decomposition(monkeypatch):
+    given, responses = features_and_responses()
+    _, other = features_and_responses(seed=1, targets=2)
+    decomposed = []
+
+    class Counted(Design):
+        def __init__(self, *arguments, **options):
+            decomposed.append(1)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr("nedx.linear.ridge.Design", Counted)
+    settings = {"n_components": 6, "alphas": (0.1, 1.0, 10.0, 100.0)}
+    tree = xr.DataTree.from_dict({"/sub-01": responses, "/sub-02": other})
+    together = RidgeEncoder(GABOR, **settings).fit(given, tree)
+    assert len(decomposed) == 1
+    new = given.assign_coords(image_id=("image", [f"new:{i}" for i in range(90)]))
+    for name, alone in (("sub-01", responses), ("sub-02", other)):
+        expected = RidgeEncoder(GABOR, **settings).fit(given, alone)
+        np.testing.assert_array_equal(together.alpha_[name], expected.alpha_)
+        np.testing.assert_allclose(together.cv_score_[name], expected.cv_score_, atol=1e-5)
+        predicted = together.predict(new)[name].response.values
+        np.testing.assert_allclose(predicted, expected.predict(new).response.values, atol=1e-4)
 
 
 def test_subjects_with_voxels_of_their_own_share_one_projection(tmp_path):

@@ -60,6 +60,11 @@ class Regression:
     intercept: np.ndarray
     learnt: Mapping[str, np.ndarray]
 
+    def part(self, targets: slice) -> Regression:
+        """Return the regression of some targets."""
+        learnt = {name: values[..., targets] for name, values in self.learnt.items()}
+        return Regression(self.coef[:, targets], self.intercept[targets], learnt)
+
 
 class Features(NamedTuple):
     """Features (image, feature) of the images to fit to, and what made them."""
@@ -147,11 +152,8 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
         bands = self._project(features)
         if not any(len(band.components) for band in bands):
             raise ModelError("all features are constant over the images: they hold no components")
-        fitted = {}
-        for name, one in found.items():
-            rows = np.searchsorted(union, positions[name])
-            scores = [band.scores[rows] for band in bands]
-            fitted[name] = self._regress(scores, one.flat(), one.groups)
+        rows = {name: np.searchsorted(union, place) for name, place in positions.items()}
+        fitted = self._readouts(found, rows, bands)
         self._keep(found, features, bands, fitted)
         return self
 
@@ -252,6 +254,29 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
         groups: np.ndarray | None,
     ) -> Regression:
         """Fit responses (image, target) to the components (image, component) of each band."""
+
+    def _readouts(
+        self,
+        found: Mapping[str, Measured],
+        rows: Mapping[str, np.ndarray],
+        bands: Sequence[StandardizedPCA],
+    ) -> dict[str, Regression]:
+        """Fit members; those that saw the same images together, for one decomposition of these."""
+        together: dict[tuple[bytes, str], list[str]] = {}
+        for name, one in found.items():
+            same = rows[name].tobytes(), str(None if one.groups is None else list(one.groups))
+            together.setdefault(same, []).append(name)
+        fitted = {}
+        for names in together.values():
+            scores = [band.scores[rows[names[0]]] for band in bands]
+            flat = [found[name].flat() for name in names]
+            lazy = any(isinstance(one, da.Array) for one in flat)
+            joined = flat[0] if len(flat) == 1 else (da if lazy else np).concatenate(flat, axis=1)
+            fit = self._regress(scores, joined, found[names[0]].groups)
+            edges = np.cumsum([0, *(one.shape[1] for one in flat)])
+            for name, start, stop in zip(names, edges[:-1], edges[1:], strict=True):
+                fitted[name] = fit.part(slice(start, stop))
+        return {name: fitted[name] for name in found}
 
     def _project(self, features: Features) -> list[StandardizedPCA]:
         """Standardise features and find the components of each band, here of all together."""
