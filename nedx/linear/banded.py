@@ -23,16 +23,16 @@ import numpy as np
 from nedx.compute.devices import resolve_device
 from nedx.errors import ModelError
 from nedx.linear.design import Design
+from nedx.linear.distributing import in_order
+from nedx.linear.edge import PenaltyEdge
 from nedx.linear.folds import fold_numbers
 from nedx.linear.moments import FoldScorer, Sums, gcv_errors, sum_targets, variance
 from nedx.linear.refinement import Inverse, Refinement, solve_bands
+from nedx.linear.ridge import MEMORY, checked_penalties
 from nedx.linear.streaming import Matrix, column_blocks
 
 if TYPE_CHECKING:
     import torch
-
-MEMORY = 2**28
-"""Bytes that a block of targets may take by default."""
 
 CONCENTRATIONS = (0.1, 1.0)
 """Of the Dirichlet distributions that weights are drawn from in turn: sparse, then even."""
@@ -149,6 +149,11 @@ def fit_banded_ridge(
     ------
     ModelError
         If shapes differ, values are not finite, or folds, penalties or weights cannot be.
+
+    Warns
+    -----
+    NedxWarning
+        If scores still rise at the edge of the penalties.
     """
     solver = _Solver(bands, alphas, weights, cv, groups, refine, seed, y, device)
     targets = Matrix(y, "responses", solver.dtype, solver.design.x.device)
@@ -156,9 +161,12 @@ def fit_banded_ridge(
         raise ModelError(
             f"features have {solver.design.samples} samples, responses {targets.shape[0]}"
         )
-    parts = [
-        solver.fit(targets.columns(block)) for block in column_blocks(targets, solver.width(memory))
-    ]
+    columns = [targets.columns(block) for block in column_blocks(targets, solver.width(memory))]
+    parts, edge = [], PenaltyEdge(solver.alphas)
+    for *part, curve in in_order(_Solver.fit, solver, columns):
+        edge.look(curve)
+        parts.append(part)
+    edge.warn()
     coef, intercept, penalty, score = (
         np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)
     )
@@ -199,9 +207,7 @@ class _Solver:
 
         self.widths = _widths(bands)
         self.weights = _checked_weights(weights, len(bands), seed)
-        self.alphas = np.asarray(alphas, np.float64)
-        if self.alphas.ndim != 1 or not self.alphas.size or not (self.alphas > 0).all():
-            raise ModelError(f"alphas are {alphas!r}; expected one or more positive numbers")
+        self.alphas = checked_penalties(alphas)
         if isinstance(cv, str) and (cv != "gcv" or refine):
             raise ModelError(
                 f"cv is {cv!r}" + " with refine" * bool(refine) + "; type a number of folds"
@@ -224,11 +230,13 @@ class _Solver:
         return max(64, memory // (each * self.dtype.itemsize))
 
     def fit(self, targets: Matrix) -> tuple[np.ndarray, ...]:
-        """Return weights, intercept, penalties and score of some targets."""
+        """Return weights, intercept, penalties and score of some targets, and all its R2."""
         import torch
 
         sums = sum_targets(self.design, targets, self.folds)
-        errors, candidate, alpha = self._searched(sums)
+        curve, candidate = self._searched(sums)
+        errors, best = curve.min(0)
+        alpha = self.penalties[best]
         scale = torch.from_numpy(self.weights).to(errors.device)[candidate].T / alpha
         solved = torch.empty_like(sums.cross[0], dtype=torch.float64)
         for chosen in candidate.unique().tolist():
@@ -248,23 +256,23 @@ class _Solver:
         coef = coef * scale[of_feature].to(coef.dtype)
         mean = sums.origin + sums.y.sum(0) / self.design.samples
         intercept = mean - self.design.mean @ coef.double()
-        score = 1 - errors / spread.where(spread > 0, spread.new_ones(()))
-        return tuple(part.cpu().numpy() for part in (coef, intercept, 1 / scale, score))
+        spread = spread.where(spread > 0, spread.new_ones(()))
+        score, curve = 1 - errors / spread, 1 - curve / spread
+        return tuple(part.cpu().numpy() for part in (coef, intercept, 1 / scale, score, curve))
 
-    def _searched(self, sums: Sums) -> tuple[torch.Tensor, ...]:
-        """Return the least error, the candidate and the penalty of each target."""
+    def _searched(self, sums: Sums) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the errors (alpha, target) of the best weighting, and which that is (target,)."""
         import torch
 
-        least = torch.full_like(sums.yy[0], torch.inf)
-        candidate, alpha = torch.zeros_like(least).long(), torch.ones_like(least)
-        for i, weights in enumerate(torch.from_numpy(self.weights).to(least)):
+        curve = sums.yy.new_full((len(self.alphas), sums.yy.shape[1]), torch.inf)
+        candidate = torch.zeros_like(curve[0]).long()
+        for i, weights in enumerate(torch.from_numpy(self.weights).to(curve)):
             weighted = _Weighted(self.design, self._kernel(weights))
-            errors, best = self._errors(weighted, sums).min(0)
-            better = errors < least
-            least = errors.where(better, least)
+            errors = self._errors(weighted, sums)
+            better = errors.min(0).values < curve.min(0).values
+            curve = errors.where(better, curve)
             candidate[better] = i
-            alpha = self.penalties[best].where(better, alpha)
-        return least, candidate, alpha
+        return curve, candidate
 
     def _errors(self, weighted: _Weighted, sums: Sums) -> torch.Tensor:
         """Return the squared error on the samples held out, (alpha, target)."""

@@ -8,7 +8,6 @@ Memory does not grow with the number of samples or, through `RidgeSolver.blocks`
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nedx.compute.devices import resolve_device
-from nedx.errors import ModelError, NedxWarning
+from nedx.errors import ModelError
 from nedx.linear.design import Design
 from nedx.linear.distributing import in_order
+from nedx.linear.edge import PenaltyEdge
 from nedx.linear.folds import CrossValidation, fold_numbers
 from nedx.linear.held_out import SampleScorer
 from nedx.linear.moments import FoldScorer, gcv_errors, sum_targets, variance
@@ -130,7 +130,7 @@ class RidgeSolver:
     ):
         import torch
 
-        self.alphas = _penalties(alphas)
+        self.alphas = checked_penalties(alphas)
         samples = len(x)
         self.folds = fold_numbers(samples, cv, groups)
         self.device = resolve_device(device)
@@ -170,7 +170,7 @@ class RidgeSolver:
         if not per_target:
             scores = in_order(RidgeSolver._score, self, columns)
             chosen = int(np.sum(list(scores), axis=0).argmax())
-        edge = _Edge(self.alphas)
+        edge = PenaltyEdge(self.alphas)
         for fit in in_order(RidgeSolver._fit, self, columns, chosen):
             edge.look(fit.score)
             yield fit
@@ -226,38 +226,8 @@ class RidgeSolver:
         return 64 * max(1, memory // (64 * each * self.dtype.itemsize))
 
 
-class _Edge:
-    """Counts targets whose score still rises where the penalties end."""
-
-    def __init__(self, alphas: np.ndarray):
-        self.alphas, self.order = alphas, np.argsort(alphas)
-        self.rising = np.zeros(2, int)
-        self.predicted = 0
-
-    def look(self, score: np.ndarray) -> None:
-        if len(self.alphas) < 2:
-            return
-        ordered = score[self.order]
-        worth = ordered.max(0) > 0
-        self.predicted += int(worth.sum())
-        for i, (end, beside) in enumerate(((0, 1), (-1, -2))):
-            rises = (ordered[end] == ordered.max(0)) & (ordered[end] > ordered[beside] + 1e-3)
-            self.rising[i] += int((rises & worth).sum())
-
-    def warn(self) -> None:
-        for count, end, word in zip(
-            self.rising, self.order[[0, -1]], ("smaller", "larger"), strict=True
-        ):
-            if count > 0.1 * self.predicted:
-                warnings.warn(
-                    f"{count} of {self.predicted} predicted targets are best at the end of the "
-                    f"penalties, {self.alphas[end]:g}, and still improve there: add {word} alphas",
-                    NedxWarning,
-                    stacklevel=4,
-                )
-
-
-def _penalties(alphas: Sequence[float]) -> np.ndarray:
+def checked_penalties(alphas: Sequence[float]) -> np.ndarray:
+    """Return penalties as float64 (alpha,), or say why they are none."""
     penalties = np.asarray(alphas, np.float64)
     if penalties.ndim != 1 or not penalties.size or not (penalties > 0).all():
         raise ModelError(f"alphas are {alphas!r}; expected one or more positive numbers")

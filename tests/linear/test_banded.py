@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 
-from nedx.errors import ModelError
+from nedx.errors import ModelError, NedxWarning
 from nedx.linear.banded import fit_banded_ridge, random_weights
 
 ALPHAS = np.logspace(-1, 5, 8)
@@ -190,3 +190,9 @@ def test_bad_input(changes, message):
     given_ = {"bands": bands, "y": y, "alphas": ALPHAS, "weights": 4, **changes}
     with pytest.raises(ModelError, match=message):
         fit_banded_ridge(**given_)
+
+
+def test_penalties_that_end_too_early_are_pointed_out():
+    bands, y = data(200, (20, 30))
+    with pytest.warns(NedxWarning, match="smaller alphas"):
+        fit_banded_ridge(bands, y, [1e4, 1e6], 3)

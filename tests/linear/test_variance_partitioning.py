@@ -63,7 +63,7 @@ def test_unique_and_shared_variance_of_simulated_responses():
     y += rng.normal(size=y.shape) * np.sqrt(1 - share.sum(1))
     spaces = {"a": a, "b": b}
     r2 = nested_r2(
-        lambda bands: fit_banded_ridge(bands, y[train], [1.0, 100.0], 5),
+        lambda bands: fit_banded_ridge(bands, y[train], [0.01, 1.0, 100.0], 5),
         {name: x[train] for name, x in spaces.items()},
         {name: x[test] for name, x in spaces.items()},
         y[test],
