@@ -37,6 +37,9 @@ def measure() -> list[Row]:
         note = f"quartiles {low:.2f} to {high:.2f}; an ordinary pipeline: {ordinary}"
         if "sqrt_noise_ceiling" in scored:
             note += f"; sqrt(noise_ceiling) {float(scored['sqrt_noise_ceiling'].median()):.2f}"
+        if "accuracy_normalized" in scored:
+            corrected = float(scored["accuracy_normalized"].median())
+            note += f"; noise-corrected median {corrected:.2f}"
         name = f"{recording}: median r of {scored.sizes['unit']} neurons, held-out images"
         rows.append(at_least(name, float(median), ordinary - 0.005, "", note))
     target = Path(__file__).parent / "results" / "real_v4_neurons.json"
@@ -45,7 +48,7 @@ def measure() -> list[Row]:
 
 
 def score_held_out(folder: Path, recording: str) -> xr.Dataset:
-    """Return ``r (unit)`` and, of the recording with raw repeats, ``sqrt_noise_ceiling``."""
+    """Return ``r (unit)`` and, where there are raw repeats, its ceiling and their quotient."""
     import nedx
     from nedx.backbones import Weights, default_recipe
     from nedx.metrics.correlation import pearson_r
@@ -71,4 +74,5 @@ def score_held_out(folder: Path, recording: str) -> xr.Dataset:
     if recording == "210325":
         trials = open_responses(folder / "v4_cowley2023", recording, repeats="trials")
         scored["sqrt_noise_ceiling"] = np.sqrt(split_half(trials))
+        scored["accuracy_normalized"] = scored["r"] / scored["sqrt_noise_ceiling"]
     return scored

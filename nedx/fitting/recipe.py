@@ -217,11 +217,13 @@ class FitRecipe(_Words):
 
     Examples
     --------
-    As YAML, for ``nedx fit recipe.yaml``::
+    As YAML, for ``nedx fit recipe.yaml``:
 
-        name: fmri - sim - gabor
-        stimuli: sim - images
-        responses: {place: sim - fmri, subject: [1, 2], roi: V1}
+    .. code-block:: yaml
+
+        name: fmri-sim-gabor
+        stimuli: sim-images
+        responses: {place: sim-fmri, subject: [1, 2], roi: V1}
         split: {test_fraction: 0.2, groups: category}
         backbone: gabor
         estimator: {kind: ridge, parameters: {n_components: 100, groups: category}}
