@@ -22,6 +22,7 @@ MODULES = (
     "streaming",
     "synthesis_speed",
     "real_v4",
+    "real_haxby",
     "fitted_accuracy",
     "memory",
     "fwrf",
