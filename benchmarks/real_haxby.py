@@ -37,4 +37,5 @@ def measure() -> list[Row]:
         cv=LeaveOneGroupOut(),
     )
     note = f"{blocks.sizes['trial']} blocks, {blocks.sizes['voxel']} voxels, chance 0.125"
-    return [at_least("Haxby: categories told, one run left out", told.mean(), ORDINARY, "", note)]
+    name = "Haxby: categories told, one run left out"
+    return [at_least(name, float(told.mean()), ORDINARY, "", note)]
