@@ -15,6 +15,9 @@ from benchmarks.measuring import Row, at_least
 
 RELIABLE = 0.5
 """A ceiling of r above which the signal of a target is a quarter of its variance."""
+SUBJECT = "sub-01"
+TIMES = (0.075, 0.105, 0.13, 0.165, 0.2, 0.23, 0.3, 0.38, 0.45)
+"""s, where the components of the evoked response are."""
 ALPHAS = tuple(float(alpha) for alpha in 10.0 ** np.arange(-1, 6))
 
 
@@ -30,7 +33,51 @@ def measure() -> list[Row]:
             which = f" where it is above {least:g}" if least else ""
             title = f"{name}: r over the ceiling of the linear part{which}"
             rows.append(at_least(title, float(r / best), 0.95, "", note))
+    return [*rows, *learning_curve()]
+
+
+def learning_curve() -> list[Row]:
+    """Report what the number of training images does to the accuracy on sim-eeg.
+
+    The law of the simulation is drawn from again, for more images than the store has: features
+    as normal as those of its training images, its maps, its noise. Test images are the store's.
+    """
+    import nedx
+
+    truth = nedx.open("sim-eeg", group="truth")
+    features = truth["features"].values.astype(float)
+    train = truth["partition"].values == "train"
+    best = np.sqrt(np.clip(truth["noise_ceiling"].sel(subject=SUBJECT, time=TIMES), 0, None))
+    rows = []
+    for images in (1000, 2000, 5000):
+        accuracy = _redrawn(features[train], features[~train], images)
+        ratio = float(accuracy.mean() / best.values.mean())
+        title = f"sim-eeg, {images:,} training images: r over the ceiling of the linear part"
+        note = f"the store has {int(train.sum())}; {SUBJECT}, {len(TIMES)} times"
+        rows.append(at_least(title, ratio, 0.95, "", note))
     return rows
+
+
+def _redrawn(known: np.ndarray, test: np.ndarray, images: int) -> np.ndarray:
+    """Return r of each channel and time on the test images, fitted to new training images."""
+    from nedx.linear.ridge import fit_ridge
+    from nedx.simulation import eeg
+
+    rng = np.random.default_rng(0)
+    x = rng.multivariate_normal(known.mean(0), np.cov(known.T), images)
+    at = np.isin(eeg.TIMES, TIMES)
+
+    def trials(features: np.ndarray) -> np.ndarray:
+        signal = eeg.noise_free(features, SUBJECT)
+        noisy = eeg.add_noise(signal, eeg.noise_sd(SUBJECT), eeg.EEG_REPETITIONS, rng)
+        return noisy[..., at].mean(1).reshape(len(features), -1)
+
+    y = np.concatenate([trials(part) for part in np.array_split(x, images // 200)])
+    fit = fit_ridge(x.astype("f4"), y, ALPHAS)
+    predicted, measured = test @ fit.coef, trials(test)
+    left, right = (each - each.mean(0) for each in (predicted, measured))
+    norms = np.linalg.norm(left, axis=0) * np.linalg.norm(right, axis=0)
+    return (left * right).sum(0) / norms
 
 
 def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
