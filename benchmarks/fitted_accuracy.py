@@ -16,7 +16,7 @@ from benchmarks.measuring import Row, at_least
 RELIABLE = 0.5
 """A ceiling of r above which the signal of a target is a quarter of its variance."""
 SUBJECT = "sub-01"
-TIMES = (0.075, 0.105, 0.13, 0.165, 0.2, 0.23, 0.3, 0.38, 0.45)
+TIMES = [0.075, 0.105, 0.13, 0.165, 0.2, 0.23, 0.3, 0.38, 0.45]
 """s, where the components of the evoked response are."""
 ALPHAS = tuple(float(alpha) for alpha in 10.0 ** np.arange(-1, 6))
 
