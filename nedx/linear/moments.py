@@ -61,22 +61,29 @@ def sum_targets(design: Design, targets: Matrix, folds: np.ndarray | None) -> Su
     folds : ndarray of int (sample,), optional
         The fold of each sample; all one by default.
     """
+    import torch
+
     sums: Sums | None = None
+    work: torch.Tensor | None = None
     codes = np.zeros(design.samples, np.int64) if folds is None else folds
-    for part, y in targets.pieces():
+    for part, read in targets.pieces():
         if sums is None:
-            sums = _empty(design, y, int(codes.max()) + 1)
-        y = y - sums.origin.to(y.dtype)
+            sums = _empty(design, read, int(codes.max()) + 1)
+        # One memory for all pieces: to get new pages takes longer than to subtract.
+        if work is None or len(work) < len(read):
+            work = torch.empty_like(read)
+        y = torch.sub(read, sums.origin.to(read.dtype), out=work[: len(read)])
         u = design.rows(part)
         for fold in np.unique(codes[part]):
             inside = np.flatnonzero(codes[part] == fold)
             whole = len(inside) == inside[-1] - inside[0] + 1
             some = slice(inside[0], inside[-1] + 1) if whole else inside
-            sums.cross[fold].addmm_(u[some].T, y[some])
+            rows = y[some]
+            sums.cross[fold].addmm_(u[some].T, rows)
             # As products: sums along the rows take several times as long.
             ones = y.new_ones(len(inside))
-            sums.y[fold] += ones @ y[some]
-            sums.yy[fold] += ones @ y[some].square()
+            sums.y[fold] += ones @ rows
+            sums.yy[fold] += ones @ rows.square_()
     assert sums is not None
     return sums
 
