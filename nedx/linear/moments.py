@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 _COLUMNS = 2560
+_TILE = 1024
 _ROWS = 125
 _TOLERANCE = 1e-7
 
@@ -61,31 +62,36 @@ def sum_targets(design: Design, targets: Matrix, folds: np.ndarray | None) -> Su
     folds : ndarray of int (sample,), optional
         The fold of each sample; all one by default.
     """
-    import torch
-
     sums: Sums | None = None
-    work: torch.Tensor | None = None
     codes = np.zeros(design.samples, np.int64) if folds is None else folds
     for part, read in targets.pieces():
         if sums is None:
             sums = _empty(design, read, int(codes.max()) + 1)
-        # One memory for all pieces: to get new pages takes longer than to subtract.
-        if work is None or len(work) < len(read):
-            work = torch.empty_like(read)
-        y = torch.sub(read, sums.origin.to(read.dtype), out=work[: len(read)])
         u = design.rows(part)
         for fold in np.unique(codes[part]):
             inside = np.flatnonzero(codes[part] == fold)
             whole = len(inside) == inside[-1] - inside[0] + 1
             some = slice(inside[0], inside[-1] + 1) if whole else inside
-            rows = y[some]
-            sums.cross[fold].addmm_(u[some].T, rows)
-            # As products: sums along the rows take several times as long.
-            ones = y.new_ones(len(inside))
-            sums.y[fold] += ones @ rows
-            sums.yy[fold] += ones @ rows.square_()
+            _add(sums, int(fold), u[some], read[some])
     assert sums is not None
     return sums
+
+
+def _add(sums: Sums, fold: int, u: torch.Tensor, read: torch.Tensor) -> None:
+    """Add samples of one fold, so few targets at a time that they stay in the processor's cache."""
+    import torch
+
+    rows, width = read.shape
+    step = min(_TILE, width) if read.device.type == "cpu" else width
+    work, ones = read.new_empty(rows * step), read.new_ones(rows)
+    for start in range(0, width, step):
+        block = slice(start, min(start + step, width))
+        y = work[: rows * (block.stop - start)].view(rows, -1)
+        torch.sub(read[:, block], sums.origin[block].to(read.dtype), out=y)
+        sums.cross[fold, :, block].addmm_(u.T, y)
+        # As products: sums along the rows take several times as long.
+        sums.y[fold, block] += ones @ y
+        sums.yy[fold, block] += ones @ y.square_()
 
 
 def _empty(design: Design, y: torch.Tensor, folds: int) -> Sums:
@@ -94,7 +100,7 @@ def _empty(design: Design, y: torch.Tensor, folds: int) -> Sums:
     width = y.shape[1]
     zero = torch.zeros(folds, width, dtype=torch.float64, device=y.device)
     cross = y.new_zeros(folds, len(design.values), width)
-    return Sums(cross, zero, zero.clone(), y.mean(0, dtype=torch.float64))
+    return Sums(cross, zero, zero.clone(), y.mean(0).double())
 
 
 class FoldScorer:
