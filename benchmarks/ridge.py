@@ -21,9 +21,10 @@ _ONE = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREAD
 
 @dataclass(frozen=True)
 class Run:
-    """One fit: CPU seconds, MB beyond imports and data, MB in all, penalties, predictions."""
+    """One fit: CPU and wall seconds, MB beyond imports and in all, penalties, predictions."""
 
     seconds: float
+    elapsed: float
     extra: float
     peak: float
     alpha: np.ndarray
@@ -119,14 +120,17 @@ def _streamed() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), samples=1500, targets=327_684)
         most = run("nedx_streamed", store=folder, **case)
-    note = f"{ours.seconds:.1f} and {theirs.seconds:.1f} CPU s; {theirs.extra:.0f} MB there"
+    title = "60,000 targets from a store, scikit-learn's regression in memory / nedx"
+    note = f"{ours.seconds:.1f} and {theirs.seconds:.1f} s; {theirs.extra:.0f} MB there"
     return [
         at_least(
-            "60,000 targets from a store / scikit-learn's regression in memory, time",
-            theirs.seconds / ours.seconds,
+            f"{title}, time",
+            theirs.elapsed / ours.elapsed,
             5,
-            note=note,
+            note=f"{ours.elapsed:.1f} and {theirs.elapsed:.1f} s; one BLAS thread each, nedx "
+            "unpacks chunks in another",
         ),
+        Row(f"{title}, processor time", theirs.seconds / ours.seconds, "x", note=note),
         at_most("memory beyond imports, 60,000 targets", ours.extra, 500, "MB"),
         at_most("memory beyond imports, 327,684 targets", most.extra, 500, "MB"),
     ]
