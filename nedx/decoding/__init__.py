@@ -1,0 +1,1 @@
+"""Responses to embeddings and features of images: networks, their training, retrieval."""
