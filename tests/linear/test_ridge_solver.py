@@ -129,6 +129,15 @@ def test_residuals_and_sums_give_the_errors_of_refitting(shape, cv):
         np.testing.assert_allclose(fit.coef[:, target], reference.coef_, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.*at the end of the penalties")
+@pytest.mark.parametrize("shape", [(24, 60), (40, 6)])
+def test_own_folds_of_one_sample_each_are_leave_one_out_in_any_order(shape):
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=shape), rng.normal(size=(shape[0], 3))
+    fit = fit_ridge(x, y, ALPHAS, rng.permutation(shape[0]))
+    np.testing.assert_allclose(fit.score, brute_scores(x, y, shape[0]), atol=1e-8)
+
+
 def test_leave_one_out_is_that_of_scikit_learn():
     x, y = samples()
     ours = fit_ridge(x, y, ALPHAS, "loo")
