@@ -29,6 +29,8 @@ MODULES = (
     "berg",
     "eeg_writing",
     "ridge",
+    "ridge_wide",
+    "ridge_streamed",
     "metrics",
     "nsd_reading",
     "pca",

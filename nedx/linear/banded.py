@@ -255,7 +255,7 @@ class _Solver:
         of_feature = torch.repeat_interleave(torch.tensor(self.widths, device=scale.device))
         coef = coef * scale[of_feature].to(coef.dtype)
         mean = sums.origin + sums.y.sum(0) / self.design.samples
-        intercept = mean - self.design.mean @ coef.double()
+        intercept = mean - self.design.of_mean(coef)
         spread = spread.where(spread > 0, spread.new_ones(()))
         score, curve = 1 - errors / spread, 1 - curve / spread
         return tuple(part.cpu().numpy() for part in (coef, intercept, 1 / scale, score, curve))

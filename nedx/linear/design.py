@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HELD_BYTES = 2**28
 """Principal axes of the samples up to this size are held in memory, else made again when needed."""
-_COLUMNS = 1024
+_COLUMNS = 512
 
 
 class Design:
@@ -69,6 +69,17 @@ class Design:
             weights.addmm_(rows.T, of_samples[part])
         # The axes are orthogonal to a constant, so it is all the same that rows are not centred.
         return weights
+
+    def of_mean(self, weights: torch.Tensor) -> torch.Tensor:
+        """Return what weights (feature, target) make of the mean, float64 (target,).
+
+        A few features at a time, so that no copy of all weights in float64 is made.
+        """
+        found = self.mean.new_zeros(weights.shape[1])
+        for start in range(0, self.features, _COLUMNS):
+            some = slice(start, start + _COLUMNS)
+            found += self.mean[some] @ weights[some].double()
+        return found
 
     def rows(self, part: slice) -> torch.Tensor:
         """Return some rows of U, (row, axis)."""

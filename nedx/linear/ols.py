@@ -81,7 +81,7 @@ def fit_ols(
         coef = design.weights(kept[:, None] * sums.cross[0])
         mean = sums.origin + sums.y[0] / design.samples
         coefs.append(coef.cpu().numpy())
-        intercepts.append((mean - design.mean @ coef.double()).cpu().numpy())
+        intercepts.append((mean - design.of_mean(coef)).cpu().numpy())
     return OLSFit(np.concatenate(coefs, axis=1), np.concatenate(intercepts))
 
 

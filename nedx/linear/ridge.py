@@ -189,7 +189,7 @@ class RidgeSolver:
         values = self.design.values
         shrinkage = (values / (values + self._penalties[:, None])).to(cross.dtype)
         coef = self.design.weights(shrinkage[best].T * cross)
-        intercept = mean - self.design.mean @ coef.double()
+        intercept = mean - self.design.of_mean(coef)
         alpha = self.alphas[best.cpu().numpy()]
         return RidgeFit(coef.cpu().numpy(), intercept.cpu().numpy(), alpha, score.cpu().numpy())
 
