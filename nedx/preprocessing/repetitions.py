@@ -88,7 +88,8 @@ def average_repetitions(ds: xr.Dataset) -> xr.Dataset:
     -------
     Dataset
         ``response (image, ...)`` float32, images as they first come, with ``n_repetitions
-        (image)``. Coordinates of trials are kept where all trials of an image agree. z-scores
+        (image)``; repetitions that are NaN are left out of the mean, and counted all the same.
+        Coordinates of trials are kept where all trials of an image agree. z-scores
         that were averaged still say so, but no longer have unit variance.
 
     Raises

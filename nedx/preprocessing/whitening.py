@@ -125,11 +125,16 @@ def inverse_root(covariance: np.ndarray) -> np.ndarray:
     Raises
     ------
     SelectionError
-        If it is singular: channels that are constant, or copies of each other.
+        If it is not finite, or singular: channels that are constant, or copies of each other.
     """
+    if not np.isfinite(covariance).all():
+        raise SelectionError(
+            "the noise covariance is not finite: responses hold NaN or infinite values. Leave "
+            "these trials or channels out with ds.ned.sel(...)"
+        )
     values, vectors = np.linalg.eigh(covariance)
     smallest, largest = float(values[0]), float(values[-1])
-    if not np.isfinite(largest) or smallest <= largest * np.finfo(np.float64).eps * len(values):
+    if smallest <= largest * np.finfo(np.float64).eps * len(values):
         raise SelectionError(
             f"the noise covariance is singular (eigenvalues {smallest:.2g} to {largest:.2g}): a "
             "channel is constant, or a mixture of others (as after an average reference). Leave "
@@ -179,6 +184,10 @@ def whiten(
     """
     if fit not in ("train", "train_and_test"):
         raise SelectionError(f"fit is 'train' or 'train_and_test', not {fit!r}")
+    if per not in ("time", "trial"):
+        raise SelectionError(f"per is 'time' or 'trial', not {per!r}")
+    if scope not in ("session", "train"):
+        raise SelectionError(f"scope is 'session' or 'train', not {scope!r}")
     labels, group = groups_of(ds, scope)
     response = response_of(ds)
     _check_dims(response)

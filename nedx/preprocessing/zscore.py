@@ -56,6 +56,8 @@ def zscore(
     """
     if scope not in SCOPES:
         raise SelectionError(f"scope is one of {', '.join(SCOPES)}, not {scope!r}")
+    if fit not in (None, "all", "train"):
+        raise SelectionError(f"fit is 'all' or 'train', not {fit!r}")
     taken = fit or ("train" if scope == "train" else "all")
     labels, group = groups_of(ds, scope)
     response = response_of(ds)

@@ -81,8 +81,8 @@ def open_bids(
     Raises
     ------
     SourceError
-        If there are no volumes, events are missing or longer than their run, or the runs and the
-        mask are not of the same voxels.
+        If there are no volumes, two files are of one run, events are missing or longer than their
+        run, or the runs and the mask are not of the same voxels.
     StoreError, CorruptStoreError
         If a file cannot be read, is cut short or damaged.
     """
@@ -103,7 +103,6 @@ def open_bids(
         )
         interval = _interval(where, key, file)
         labels = _volume_labels(file, interval, events, delay, images, f"{where.url}/{events_key}")
-        number = re.search(r"_run-(\d+)", match["middle"] or "")
         count = file.shape[3]
         runs.append(
             Run(
@@ -112,7 +111,7 @@ def open_bids(
                 interval * np.arange(count),
                 labels,
                 session=match["session"] or "",
-                run=int(number[1]) if number else 1,
+                run=_run_number(match),
             )
         )
     attrs = {
@@ -155,7 +154,26 @@ def _found(
             f"{root.url}/{folder} has no volumes of task {task or 'any'}, session "
             f"{session or 'any'}, space {space or 'none'}: {there}"
         )
+    _check_runs([match for _, match in found])
     return found
+
+
+def _check_runs(found: list[re.Match[str]]) -> None:
+    """Raise where two files are called the same run: of two tasks, echoes or descriptions."""
+    files: dict[tuple[str | None, int], str] = {}
+    for match in found:
+        first = files.setdefault((match["session"], _run_number(match)), match[0])
+        if first != match[0]:
+            raise SourceError(
+                f"{first} and {match[0]} are both run {_run_number(match)} of session "
+                f"{match['session'] or 'none'}: choose by task= or session=, or keep one of the "
+                "two in the folder"
+            )
+
+
+def _run_number(match: re.Match[str]) -> int:
+    number = re.search(r"_run-(\d+)", match["middle"] or "")
+    return int(number[1]) if number else 1
 
 
 def _entity(match: re.Match[str], name: str) -> str | None:

@@ -124,13 +124,16 @@ def _rows(root: Location, key: str, url: str) -> list[dict[str, str]]:
 def _numbers(column: np.ndarray, url: str, name: str, missing: float | None) -> np.ndarray:
     found = []
     for line, text in enumerate(column, start=2):
-        if text in MISSING and missing is not None:
+        if missing is not None and (text in MISSING or text.lower() == "nan"):
             found.append(missing)
             continue
         try:
-            found.append(float(text))
-        except ValueError as error:
-            raise SourceError(f"{name} in line {line} of {url} is {text!r}, no number") from error
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not np.isfinite(number):
+            raise SourceError(f"{name} in line {line} of {url} is {text!r}, no number")
+        found.append(number)
     return np.array(found, np.float64)
 
 

@@ -169,7 +169,9 @@ def _epochs(epochs: Any, channel_type: str | None, image_id: Any, *, zscored: bo
     numbers = epochs.events[:, 2]
     names = {number: name for name, number in epochs.event_id.items()}
     category = np.array([str(names.get(n, n)) for n in numbers], object)
-    onset = (epochs.events[:, 0] / info["sfreq"]).astype(np.float64)
+    # Events keep counting the samples of the recording when MNE resamples epochs.
+    rate = getattr(epochs, "_raw_sfreq", None) or info["sfreq"]
+    onset = (epochs.events[:, 0] / rate).astype(np.float64)
     coords: dict[str, Any] = {
         "onset": ("trial", onset, {"units": "s", "long_name": "from the start of the recording"}),
         **_images("trial", image_id, category, numbers, epochs.metadata),

@@ -17,7 +17,7 @@ import xarray as xr
 from dask.base import tokenize
 
 from nedx.config import cache_dir
-from nedx.errors import CorruptStoreError, SourceError, require
+from nedx.errors import CorruptStoreError, SourceError, StoreError, require
 from nedx.sources.berg.streams import opened, stamp, url_of
 from nedx.store.location import Location
 
@@ -166,6 +166,9 @@ def _parsed(kinds: list[Any], holder: Any, url: str) -> Any:
         holder.fileobj.seek(0)
         try:
             return kind.from_file_map({"image": holder})
+        except (StoreError, MemoryError):
+            # What fails on the way to the file is no fault of the file.
+            raise
         except Exception as error:  # noqa: BLE001
             # nibabel raises its own classes, and those of struct and numpy.
             fault = error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from nedx.errors import CorruptStoreError, SourceError, StoreError, require
+from nedx.sources.berg.hdf5 import HDF5_LOCK
 from nedx.sources.berg.streams import opened, stamp, url_of
 from nedx.sources.nifti import VolumeFile
 from nedx.store.location import Location
 
 INT16_PER_PERCENT = 300
 """Betas of volumes are stored as int16, 300 times the percent of signal change."""
-
-_HDF5 = threading.Lock()
-"""The HDF5 library takes one call at a time, which h5py does not hold over a file of Python."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def _opened_betas(location: Location, key: str) -> Iterator[Any]:
             yield container["betas"]
     else:
         with (
-            _HDF5,
+            HDF5_LOCK,
             opened(location, key) as file,
             _readable(url),
             h5py.File(file, "r") as container,

@@ -33,6 +33,7 @@ from nedx.errors import (
 )
 from nedx.schema import parse
 from nedx.selection import Names, Subjects
+from nedx.sources.berg.hdf5 import HDF5_LOCK
 from nedx.sources.berg.streams import opened, stamp, url_of
 from nedx.sources.sections import Missing, Section
 from nedx.sources.trials import (
@@ -161,7 +162,7 @@ class ResponseTable:
 @contextmanager
 def _opened_table(location: Location, key: str) -> Iterator[Any]:
     h5py = require("h5py", "hdf5")
-    with opened(location, key) as file:
+    with HDF5_LOCK, opened(location, key) as file:
         try:
             with h5py.File(file, "r") as container:
                 yield container
@@ -214,6 +215,11 @@ def _read_csv(root: Location, key: str, needed: tuple[str, ...]) -> dict[str, np
     return {name: np.array([row[name] for row in rows], dtype=object) for name in names}
 
 
+def _numbers(column: np.ndarray) -> np.ndarray:
+    """Return a column of numbers, float64; an empty cell, as pandas writes NaN, is NaN."""
+    return np.array([float(value or "nan") for value in column], np.float64)
+
+
 def _open_subject(
     root: Location, name: str, roi: Names | None, normalize: Normalize, missing: Missing
 ) -> xr.Dataset:
@@ -225,7 +231,7 @@ def _open_subject(
     count = len(voxels["voxel_id"])
     table = _open_table(root, f"{name}_ResponseData.h5", count, len(trials["stimulus"]))
     masks = {
-        column: values.astype(np.float64) > 0
+        column: _numbers(values) > 0
         for column, values in voxels.items()
         if not _MEASURES.fullmatch(column)
     }
@@ -297,17 +303,16 @@ def _voxel_coords(
         },
         "noise_ceiling": (
             "voxel",
-            *ceiling_of_percent(voxels["nc_testset"].astype(float), url, TEST_REPETITIONS),
+            *ceiling_of_percent(_numbers(voxels["nc_testset"]), url, TEST_REPETITIONS),
         ),
         "noise_ceiling_single_trial": (
             "voxel",
-            *ceiling_of_percent(voxels["nc_singletrial"].astype(float), url, 1),
+            *ceiling_of_percent(_numbers(voxels["nc_singletrial"]), url, 1),
         ),
     }
     for column, values in voxels.items():
         if column.startswith("prf-"):
-            numbers = np.array([float(value or "nan") for value in values], np.float32)
-            coords[column.replace("-", "_")] = ("voxel", numbers)
+            coords[column.replace("-", "_")] = ("voxel", _numbers(values).astype(np.float32))
     if masks:
         families = ["HCP_MMP1" if name.startswith("glasser-") else "localizer" for name in masks]
         coords["roi"] = np.array(list(masks), dtype=object)

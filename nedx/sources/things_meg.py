@@ -71,8 +71,8 @@ def open_things_meg(
         z-scores of the baseline, which is seen by their size and kept as ``units_found_by``. Of
         several subjects a DataTree. Along ``trial``: ``image_id`` (``things:aardvark_01b``),
         ``things_concept``, ``things_number`` (from 1), ``partition``, ``repetition`` (from 0, in
-        the order of the recording), ``trial_number`` (from 0, of the file) and ``onset``. Test
-        images are those shown 12 times where the epochs do not say.
+        the order of the recording) and ``trial_number`` (from 0, of the file). Test images are
+        those shown 12 times where the epochs do not say. When they were shown is not known.
 
     Raises
     ------
@@ -149,8 +149,8 @@ def _open_subject(label: str, path: Path, paths: list[str] | None) -> xr.Dataset
     }
     if "session_nr" in ds.coords:
         labels["session"] = ds["session_nr"].values.astype(np.int16)
-    kept = ("onset", "trial_number")
-    extra = [n for n, c in ds.coords.items() if c.dims == ("trial",) and n not in kept]
+    # Onsets go, too: the events count samples of recordings that were joined at another rate.
+    extra = [n for n, c in ds.coords.items() if c.dims == ("trial",) and n != "trial_number"]
     ds = ds.drop_vars(extra).assign_coords({n: ("trial", v) for n, v in labels.items()})
     ds = ds.assign_coords(_sensor_labels(ds["channel"].values))
     attrs = {name: value for name, value in ds.attrs.items() if name != "stimulus_identity"}

@@ -131,6 +131,13 @@ def test_what_cannot_be_whitened(rng):
         whiten(ds.isel(time=0))
     with pytest.raises(SelectionError, match="no image has two"):
         whiten(make_trials(values, images=np.arange(24))).compute()
+    with pytest.raises(SelectionError, match="per is 'time' or 'trial', not 'trials'"):
+        whiten(ds, per="trials")
+    with pytest.raises(SelectionError, match="scope is 'session' or 'train', not 'run'"):
+        whiten(ds, scope="run")
+    missing = ds.assign(response=ds.response.where(ds.response != ds.response[3, 1, 0]))
+    with pytest.raises(SelectionError, match="responses hold NaN or infinite values"):
+        whiten(missing).compute()
     values[:, 2] = 1.0
     with pytest.raises(SelectionError, match="singular"):
         whiten(make_trials(values)).compute()

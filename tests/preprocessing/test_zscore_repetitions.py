@@ -142,6 +142,8 @@ def test_what_cannot_be_done(rng):
         average_repetitions(mean)
     with pytest.raises(SelectionError, match="scope is one of"):
         zscore(ds, "baseline")
+    with pytest.raises(SelectionError, match="fit is 'all' or 'train', not 'test'"):
+        zscore(ds, "session", fit="test")
     with pytest.raises(SelectionError, match="no trial is of the partition 'train'"):
         zscore(ds.assign_coords(partition=("trial", ["test"] * 6)), "train")
 

@@ -139,6 +139,28 @@ def test_bad_input(dataset, tmp_path):
     raises(dataset, tmp_path, CorruptStoreError, "is cut short")
 
 
+@pytest.mark.parametrize("name", ["task-walk_run-01", "task-look_run-01_echo-2"])
+def test_two_files_of_one_run(dataset, tmp_path, name):
+    """They would be one run of twice the volumes to whatever is done by run."""
+    func = dataset / "sub-01/ses-a/func"
+    first = "sub-01_ses-a_task-look_run-01"
+    shutil.copyfile(func / f"{first}_bold.nii.gz", func / f"sub-01_ses-a_{name}_bold.nii.gz")
+    shutil.copyfile(func / f"{first}_events.tsv", func / f"sub-01_ses-a_{name}_events.tsv")
+    raises(dataset, tmp_path, SourceError, "are both run 1 of session a: choose by task=")
+    if "walk" in name:
+        assert open_bids(dataset, subject=1, task="look").sizes["trial"] == 40
+
+
+def test_times_of_events_that_are_not_finite(dataset, tmp_path):
+    func = dataset / "sub-01/ses-a/func"
+    events = func / "sub-01_ses-a_task-look_run-01_events.tsv"
+    events.write_text(EVENTS.replace("8.0\t4.0", "8.0\tNaN"))
+    ds = open_bids(dataset, subject=1, mask="mask.nii.gz")
+    assert ds.event.values[3:6].tolist() == [0, 1, -1]
+    events.write_text(EVENTS.replace("8.0\t4.0", "nan\t4.0"))
+    raises(dataset, tmp_path, SourceError, "onset in line 3 .* is 'nan', no number")
+
+
 def test_voxels_outside_the_brain_have_no_percent(dataset, tmp_path):
     path = dataset / "sub-01/ses-a/func/sub-01_ses-a_task-look_run-02_bold.nii"
     image = nibabel.load(path)

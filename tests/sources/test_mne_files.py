@@ -46,6 +46,17 @@ def test_epochs_are_in_microvolts_with_their_labels():
     assert ds.attrs["subject_ids"] == ["sub-03"]
 
 
+def test_onsets_of_resampled_epochs_are_those_of_the_recording(tmp_path):
+    """Resampling leaves the events as they are, in samples of the recording."""
+    epochs = make_epochs()
+    onsets = epochs.events[:, 0] / 200
+    epochs.resample(50, verbose="error")
+    epochs.save(tmp_path / "slow-epo.fif", verbose="error")
+    for ds in (from_mne(epochs), open_mne(tmp_path / "slow-epo.fif")):
+        np.testing.assert_allclose(ds.onset.values, onsets)
+        assert ds.time.attrs["sampling_frequency"] == 50
+
+
 def test_files_of_epochs_are_read_piece_by_piece(tmp_path, monkeypatch):
     import pandas as pd
 

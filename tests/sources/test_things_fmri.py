@@ -137,6 +137,19 @@ def raises(folder, tmp_path, kind, words, **arguments):
     assert not place.exists()
 
 
+def test_empty_cells_of_voxels_are_missing_numbers(folder):
+    """pandas writes NaN as nothing."""
+    table = folder / "sub-01_VoxelMetadata.csv"
+    lines = table.read_text().splitlines()
+    assert lines[1].startswith("0,1,1,39,33,0.0,0.0,0.1,")
+    lines[1] = lines[1].replace("33,0.0,0.0,0.1,0.0,0,", "33,,,,,,")
+    table.write_text("\n".join(lines) + "\n")
+    ds = open_things_fmri(folder, subject=1)
+    assert ds.noise_ceiling.values[:2].tolist() == pytest.approx([0, 0.01])
+    assert np.isnan(ds.prf_eccentricity.values[0])
+    assert not ds.roi_mask.values[0, 0]
+
+
 def test_bad_input(folder, tmp_path):
     raises(folder, tmp_path, SelectionError, "sub-03, not sub-04", subject=4)
     raises(folder, tmp_path, SelectionError, "no ROI 'V9'", roi="V9")

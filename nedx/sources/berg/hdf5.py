@@ -17,7 +17,7 @@ from nedx.sources.berg.streams import opened, url_of
 from nedx.store.lazy import TARGET_BYTES
 from nedx.store.location import Location
 
-_HDF5 = threading.Lock()
+HDF5_LOCK = threading.Lock()
 """The HDF5 library takes one call at a time, which h5py does not hold over a file of Python."""
 
 Window = tuple[np.ndarray | None, ...]
@@ -123,7 +123,7 @@ class StoredRows:
         self, rows: np.ndarray, positions: np.ndarray, runs: list[tuple[int, int]]
     ) -> None:
         h5py = require("h5py", "hdf5")
-        with _HDF5, opened(self.location, self.key) as file, h5py.File(file, "r") as container:
+        with HDF5_LOCK, opened(self.location, self.key) as file, h5py.File(file, "r") as container:
             for first, last in runs:
                 start = int(positions[first])
                 source = np.s_[start : start + last - first]
@@ -159,7 +159,7 @@ def open_rows(location: Location, key: str, name: str) -> StoredRows:
     """
     h5py = require("h5py", "hdf5")
     url = url_of(location, key)
-    with _HDF5, opened(location, key) as file:
+    with HDF5_LOCK, opened(location, key) as file:
         size = file.seek(0, io.SEEK_END)
         try:
             with h5py.File(file, "r") as container:

@@ -7,18 +7,20 @@ Dataset, of Gifford and colleagues.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import xarray as xr
 
 from nedx.backbones.recipe import BackboneRecipe
 from nedx.backbones.registry import default_recipe
 from nedx.errors import ModelError, SelectionError, close_matches
 from nedx.schema import subject_label
-from nedx.selection import Subjects
+from nedx.selection import Subjects, resolve
 from nedx.sources.berg import labels
 from nedx.sources.berg.folding import folded_weights, read_weights
 from nedx.sources.berg.kept import kept
@@ -130,10 +132,14 @@ def open_entry(entry: Entry, place: Location, selection: Mapping[str, Any]) -> E
     """Open the model that a catalog entry names; only what is selected is fetched."""
     from nedx.sources.berg.fwrf import MODEL_ID, open_fwrf
 
-    subject = selection.get("subject")
+    given = {name: value for name, value in selection.items() if value is not None}
+    subject = given.pop("subject", None)
     if entry.id == MODEL_ID:
-        return open_fwrf(place, subject=subject, roi=selection.get("roi"))
-    return open_model(place, entry.id, subject=subject)
+        roi = given.pop("roi", None)
+        # Voxels have neither channels nor times: said before anything is fetched.
+        resolve(xr.Dataset(coords={"voxel": np.arange(1)}), **given)
+        return open_fwrf(place, subject=subject, roi=roi)
+    return _open(place, entry.id, subject=subject, selection=given)
 
 
 def open_model(
@@ -183,6 +189,27 @@ def open_model(
     ModelError
         If weights, metadata and backbone do not fit together.
     """
+    return _open(
+        root,
+        model_id,
+        subject=subject,
+        split=split,
+        backbone=backbone,
+        preprocessing=preprocessing,
+    )
+
+
+def _open(
+    root: str | Path | Location,
+    model_id: str,
+    *,
+    subject: Subjects | None = None,
+    split: str | None = None,
+    backbone: BackboneRecipe | None = None,
+    preprocessing: Preprocessing | None = None,
+    selection: Mapping[str, Any] | None = None,
+) -> LinearEncoder:
+    """Open a model; a selection is not made, only refused where no subject has it."""
     from nedx.encoding.joining import join_models
 
     at = Location.of(root)
@@ -190,12 +217,37 @@ def open_model(
     policy = _checked(preprocessing, given=backbone is not None)
     recipe = _backbone(model_id, backbone)
     files = {name: find_files(at, model_id, name, split) for name in wanted}
+    check = _checker(files, model_id, selection or {})
     return join_models(
         {
-            name: _converted(one, model_id, name, _prepared(recipe, one, model_id, policy), split)
+            name: _converted(
+                one, model_id, name, _prepared(recipe, one, model_id, policy), split, check
+            )
             for name, one in files.items()
         }
     )
+
+
+def _checker(
+    files: Mapping[str, Files], model_id: str, selection: Mapping[str, Any]
+) -> Callable[[], None]:
+    """Return what refuses a selection by the metadata, so that no weights are fetched in vain.
+
+    Called where weights are about to be read. ROIs may differ by subject: one has to have it.
+    """
+
+    @cache
+    def check() -> None:
+        refusals = []
+        for name, one in files.items() if selection else ():
+            try:
+                resolve(_labelled(one, model_id, name)[1], **selection)
+            except SelectionError as error:
+                refusals.append(error)
+        if refusals and len(refusals) == len(files):
+            raise refusals[0]
+
+    return check
 
 
 def _subjects(model_id: str, subject: Subjects | None) -> list[str]:
@@ -253,15 +305,25 @@ def _prepared(
 
 
 def _converted(
-    files: Files, model_id: str, subject: str, backbone: BackboneRecipe, split: str | None
+    files: Files,
+    model_id: str,
+    subject: str,
+    backbone: BackboneRecipe,
+    split: str | None,
+    check: Callable[[], None],
 ) -> Location:
     """Return the Zarr model of one subject, made now unless it lies in the cache."""
+
+    def write(place: Location) -> None:
+        check()
+        _read(files, model_id, subject, backbone, split).to_zarr(place)
+
     return kept(
         files.root,
         (*files.weights, files.metadata),
         model_id,
         subject,
-        lambda place: _read(files, model_id, subject, backbone, split).to_zarr(place),
+        write,
         f"{split or ''}{backbone.model_dump_json()}",
     )
 
@@ -273,16 +335,8 @@ def _read(
     from nedx.encoding.model import LinearEncoder
     from nedx.encoding.recipe import EncoderRecipe
 
-    _, dataset, _ = model_id.split("-", 2)
-    family = _FAMILIES[dataset]
-    metadata = read_npy(files.root, files.metadata)
-    try:
-        labelled = family.label(metadata, subject)
-    except KeyError as error:
-        raise ModelError(
-            f"{files.metadata} at {files.root.url} has no {error}; it holds "
-            f"{', '.join(map(str, metadata))}. Fetch the file again"
-        ) from error
+    family = _family(model_id)
+    metadata, labelled = _labelled(files, model_id, subject)
     weights = read_weights(files)
     time_first = labels.time_first(metadata) or "chunks" in weights
     try:
@@ -309,6 +363,22 @@ def _read(
         return LinearEncoder(folded, recipe)
     except ModelError as error:
         raise ModelError(f"{files.weights_url}: {error}") from error
+
+
+def _family(model_id: str) -> _Family:
+    return _FAMILIES[model_id.split("-", 2)[1]]
+
+
+def _labelled(files: Files, model_id: str, subject: str) -> tuple[dict[str, Any], xr.Dataset]:
+    """Read the metadata of one subject; return them, and the labels of the targets."""
+    metadata = read_npy(files.root, files.metadata)
+    try:
+        return metadata, _family(model_id).label(metadata, subject)
+    except KeyError as error:
+        raise ModelError(
+            f"{files.metadata} at {files.root.url} has no {error}; it holds "
+            f"{', '.join(map(str, metadata))}. Fetch the file again"
+        ) from error
 
 
 def _check_width(files: Files, model_id: str, width: int, backbone: BackboneRecipe) -> None:
