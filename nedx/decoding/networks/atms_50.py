@@ -7,25 +7,19 @@ Li et al. 2024, whose tokens are channels: see `nedx.decoding.networks.atm_s`.
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from nedx.decoding.networks.blocks import (
-    FILTERS,
-    SMALLEST,
-    Projection,
     SubjectLinear,
     TimeAttention,
-    Tokens,
-    logit_scale,
+    TokenNetwork,
     temporal_spatial,
-    token_count,
 )
 
 
-class Atms50(nn.Module):
+class Atms50(TokenNetwork):
     """2,970,202 parameters for 63 channels, 250 samples and 1,024 outputs."""
 
-    smallest = SMALLEST
+    convolutions = staticmethod(temporal_spatial)
 
     def __init__(
         self,
@@ -36,15 +30,10 @@ class Atms50(nn.Module):
         *,
         dropout: float = 0.5,
     ):
-        super().__init__()
-        self.logit_scale = logit_scale()
+        super().__init__(n_channels, n_times, n_outputs, n_subjects, dropout=dropout)
         self.attention = TimeAttention(n_channels, n_times)
         self.subject_linear = SubjectLinear(n_times, n_times, n_subjects)
-        self.tokens = Tokens(temporal_spatial(n_channels, dropout))
-        self.projection = Projection(FILTERS * token_count(n_times), n_outputs, dropout)
 
     def forward(self, x: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
         """Return embeddings (n, n_outputs) of (n, channel, time) and subjects (n,)."""
-        x = self.subject_linear(self.attention(x), subject)
-        found: torch.Tensor = self.projection(self.tokens(x))
-        return found
+        return super().forward(self.subject_linear(self.attention(x), subject))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -91,6 +92,40 @@ class Projection(nn.Module):
         x = self.linear(x)
         x = x + self.dropout(self.residual(nn.functional.gelu(x)))
         return self.norm(x)
+
+
+class TokenNetwork(nn.Module):
+    """Convolutions, their tokens, and the projection: NICE, and MUSE in the other order.
+
+    Parameters
+    ----------
+    n_channels, n_times, n_outputs, n_subjects : int
+        As in `nedx.decoding.networks.NetworkRecipe`.
+    dropout : float
+        After the convolutions and in the projection.
+    """
+
+    smallest = SMALLEST
+    convolutions: Callable[[int, float], nn.Sequential]
+
+    def __init__(
+        self,
+        n_channels: int,
+        n_times: int,
+        n_outputs: int = 1024,
+        n_subjects: int = 1,
+        *,
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        self.logit_scale = logit_scale()
+        self.tokens = Tokens(self.convolutions(n_channels, dropout))
+        self.projection = Projection(FILTERS * token_count(n_times), n_outputs, dropout)
+
+    def forward(self, x: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
+        """Return embeddings (n, n_outputs) of (n, channel, time)."""
+        found: torch.Tensor = self.projection(self.tokens(x))
+        return found
 
 
 class TimeAttention(nn.Module):

@@ -5,28 +5,19 @@ Song et al. 2024, Decoding natural images from EEG for object recognition (ICLR)
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from nedx.decoding.networks.blocks import (
-    FILTERS,
-    SMALLEST,
-    Projection,
-    Tokens,
-    logit_scale,
-    temporal_spatial,
-    token_count,
-)
+from nedx.decoding.networks.blocks import TokenNetwork, temporal_spatial
 
 
-class Nice(nn.Module):
+class Nice(TokenNetwork):
     """2,630,913 parameters for 63 channels, 250 samples and 1,024 outputs.
 
     Convolutions and linear layers start from a normal distribution of standard deviation 0.02,
     as in the paper.
     """
 
-    smallest = SMALLEST
+    convolutions = staticmethod(temporal_spatial)
 
     def __init__(
         self,
@@ -37,15 +28,7 @@ class Nice(nn.Module):
         *,
         dropout: float = 0.5,
     ):
-        super().__init__()
-        self.logit_scale = logit_scale()
-        self.tokens = Tokens(temporal_spatial(n_channels, dropout))
-        self.projection = Projection(FILTERS * token_count(n_times), n_outputs, dropout)
+        super().__init__(n_channels, n_times, n_outputs, n_subjects, dropout=dropout)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-
-    def forward(self, x: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
-        """Return embeddings (n, n_outputs) of (n, channel, time)."""
-        found: torch.Tensor = self.projection(self.tokens(x))
-        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -225,17 +226,23 @@ def test_a_checkpoint_of_another_width(tmp_path: Path) -> None:
 
 
 class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, place: Path):
+        self.place = str(place)
+
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return eval, ("open('/tmp/nedx-was-here', 'w')",)
+        return os.mkdir, (self.place,)
 
 
 def test_a_hostile_checkpoint(tmp_path: Path) -> None:
-    torch.save({"weight": Hostile()}, tmp_path / "a.pth")
-    (tmp_path / "b.pth").write_bytes(pickle.dumps({"weight": Hostile()}, protocol=2))
+    made = tmp_path / "made"
+    torch.save({"weight": Hostile(made)}, tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_bytes(pickle.dumps({"weight": Hostile(made)}, protocol=2))
     for name in ("a.pth", "b.pth"):
         with pytest.raises(ModelError, match="not a checkpoint of tensors alone"):
             load_checkpoint(tmp_path / name, recipe("nice"))
-    assert not Path("/tmp/nedx-was-here").exists()
+    assert not made.exists()
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
