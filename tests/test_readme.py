@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nedx.fitting import load_fit_recipe
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -15,6 +17,12 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "V1" in printed
     assert "synthetic" in printed
+
+
+def test_the_recipe_is_one(tmp_path):
+    (block,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(block)
+    assert load_fit_recipe(tmp_path / "recipe.yaml").responses.place == "sim-fmri"
 
 
 def test_the_readme_names_only_what_is_there():
