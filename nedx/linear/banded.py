@@ -26,10 +26,10 @@ from nedx.linear.design import Design
 from nedx.linear.distributing import in_order
 from nedx.linear.edge import PenaltyEdge
 from nedx.linear.folds import fold_numbers
-from nedx.linear.moments import FoldScorer, Sums, gcv_errors, sum_targets, variance
+from nedx.linear.moments import FoldScorer, Sums, gcv_errors, r2, sum_targets, variance
 from nedx.linear.refinement import Inverse, Refinement, solve_bands
 from nedx.linear.ridge import MEMORY, checked_penalties
-from nedx.linear.streaming import Matrix, column_blocks
+from nedx.linear.streaming import Matrix, check_paired, column_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class BandedRidgeFit:
     penalty : ndarray of float64, (band, target)
         The penalty of each band, alpha over its weight; infinite for a band of no weight.
     score : ndarray of float64, (target,)
-        Cross-validated R2 of these penalties, over all samples.
+        Cross-validated R2 of these penalties, over all samples; 0 for a target that does not vary.
     mean : ndarray of float64, (feature,)
         Means of the features in training.
     widths : tuple of int
@@ -157,10 +157,6 @@ def fit_banded_ridge(
     """
     solver = _Solver(bands, alphas, weights, cv, groups, refine, seed, y, device)
     targets = Matrix(y, "responses", solver.dtype, solver.design.x.device)
-    if targets.shape[0] != solver.design.samples:
-        raise ModelError(
-            f"features have {solver.design.samples} samples, responses {targets.shape[0]}"
-        )
     columns = [targets.columns(block) for block in column_blocks(targets, solver.width(memory))]
     parts, edge = [], PenaltyEdge(solver.alphas)
     for *part, curve in in_order(_Solver.fit, solver, columns):
@@ -206,6 +202,7 @@ class _Solver:
         import torch
 
         self.widths = _widths(bands)
+        check_paired(len(bands[0]), Matrix(y, "responses"))
         self.weights = _checked_weights(weights, len(bands), seed)
         self.alphas = checked_penalties(alphas)
         if isinstance(cv, str) and (cv != "gcv" or refine):
@@ -256,8 +253,7 @@ class _Solver:
         coef = coef * scale[of_feature].to(coef.dtype)
         mean = sums.origin + sums.y.sum(0) / self.design.samples
         intercept = mean - self.design.of_mean(coef)
-        spread = spread.where(spread > 0, spread.new_ones(()))
-        score, curve = 1 - errors / spread, 1 - curve / spread
+        score, curve = r2(errors, spread), r2(curve, spread)
         return tuple(part.cpu().numpy() for part in (coef, intercept, 1 / scale, score, curve))
 
     def _searched(self, sums: Sums) -> tuple[torch.Tensor, torch.Tensor]:

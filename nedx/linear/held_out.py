@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nedx.linear.design import Design
+from nedx.linear.moments import near_mean
 from nedx.linear.streaming import Matrix
 
 if TYPE_CHECKING:
@@ -51,8 +52,12 @@ class SampleScorer:
         y = targets.whole()
         # As products: sums along the rows take several times as long.
         ones = y.new_ones(len(y))
-        mean = (ones @ y).double() / len(y)
-        y -= mean.to(y.dtype)
+        origin = near_mean(y)
+        y -= origin
+        # Single precision rounds a mean far from zero; what it leaves is small, and exact.
+        rest = ones @ y / len(y)
+        y -= rest
+        mean = origin.double() + rest
         cross = self.u.T @ y
         outside = None if self.full else y - self.u @ cross
         errors = mean.new_empty(len(self.left), y.shape[1])

@@ -18,7 +18,7 @@ import numpy as np
 
 from nedx.compute.devices import resolve_device
 from nedx.errors import ModelError
-from nedx.linear.streaming import Matrix, column_blocks
+from nedx.linear.streaming import Matrix, check_paired, column_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -119,10 +119,9 @@ def fit_l2lir(
     single = np.dtype(getattr(y, "dtype", np.asarray(y).dtype)) != np.float64
     dtype = np.dtype(np.float32 if single else np.float64)
     place = resolve_device(device)
-    solver = _Solver(Matrix(x, "inputs", dtype, place).whole(), alpha)
     units = Matrix(y, "units", dtype, place)
-    if units.shape[0] != len(solver.x):
-        raise ModelError(f"inputs have {len(solver.x)} samples, units {units.shape[0]}")
+    check_paired(len(x), units, "inputs")
+    solver = _Solver(Matrix(x, "inputs", dtype, place).whole(), alpha)
     inputs = solver.x.shape[1] - 1
     some = n_features if n_features is not None and n_features < inputs else None
     parts = [

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nedx.errors import ModelError
 from nedx.linear.design import Design
 from nedx.linear.streaming import Matrix
 
@@ -100,7 +101,7 @@ def _empty(design: Design, y: torch.Tensor, folds: int) -> Sums:
     width = y.shape[1]
     zero = torch.zeros(folds, width, dtype=torch.float64, device=y.device)
     cross = y.new_zeros(folds, len(design.values), width)
-    return Sums(cross, zero, zero.clone(), y.mean(0).double())
+    return Sums(cross, zero, zero.clone(), near_mean(y).double())
 
 
 class FoldScorer:
@@ -217,3 +218,32 @@ def gcv_errors(design: Design, sums: Sums, alphas: torch.Tensor) -> torch.Tensor
 def variance(sums: Sums, samples: int) -> torch.Tensor:
     """Return the squared deviations of each target from its mean, summed, (target,)."""
     return sums.yy.sum(0) - sums.y.sum(0) ** 2 / samples
+
+
+def near_mean(y: torch.Tensor) -> torch.Tensor:
+    """Return a number near the mean of each target (sample, target), to take from it first.
+
+    Of a target that does not vary its very value: the mean of many equal numbers is rounded, and
+    what it left would be scored as if it were a response.
+    """
+    low = y.amin(0)
+    return low.where(low == y.amax(0), y.mean(0))
+
+
+def r2(errors: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """Return one minus the errors over the squared deviations (target,); 0 where there are none.
+
+    Raises
+    ------
+    ModelError
+        If squares of the targets were too large for their precision.
+    """
+    import torch
+
+    if not bool(torch.isfinite(spread).all()):
+        raise ModelError(
+            "squares of the responses do not fit into float32: scale them, or give them as float64"
+        )
+    varies = spread > 0
+    found = 1 - errors / spread.where(varies, spread.new_ones(()))
+    return found.where(varies, found.new_zeros(()))

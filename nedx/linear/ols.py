@@ -11,7 +11,7 @@ from nedx.compute.devices import resolve_device
 from nedx.errors import ModelError
 from nedx.linear.design import Design
 from nedx.linear.moments import sum_targets
-from nedx.linear.streaming import Matrix, column_blocks
+from nedx.linear.streaming import Matrix, check_paired, column_blocks
 
 MEMORY = 2**28
 """Bytes that a block of targets may take by default."""
@@ -66,10 +66,10 @@ def fit_ols(
     """
     single = np.dtype(getattr(y, "dtype", np.asarray(y).dtype)) != np.float64
     dtype = np.dtype(np.float32 if single else np.float64)
-    design = Design(x, dtype, resolve_device(device))
-    targets = Matrix(y, "responses", dtype, design.x.device)
-    if targets.shape[0] != design.samples:
-        raise ModelError(f"features have {design.samples} samples, responses {targets.shape[0]}")
+    place = resolve_device(device)
+    targets = Matrix(y, "responses", dtype, place)
+    check_paired(len(x), targets)
+    design = Design(x, dtype, place)
     kept = design.values > design.values[0] * _rounding(design)
     rank = int(kept.sum())
     if rank < design.features and not minimum_norm:

@@ -180,7 +180,8 @@ class CandidateSearch:
         """
         x = np.asarray(training, np.float64)
         mean, scale = x.mean(0), x.std(0)
-        scale[scale == 0] = 1
+        # Constant but for rounding in float32: standardised, it would be noise at full size.
+        scale[scale <= 1e-6 * np.abs(mean)] = 1
         x = (x - mean) / scale
         values, vectors = np.linalg.eigh(x.T @ x)
         values = values.clip(0)

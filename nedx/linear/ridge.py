@@ -21,8 +21,8 @@ from nedx.linear.distributing import in_order
 from nedx.linear.edge import PenaltyEdge
 from nedx.linear.folds import CrossValidation, fold_numbers
 from nedx.linear.held_out import SampleScorer
-from nedx.linear.moments import FoldScorer, gcv_errors, sum_targets, variance
-from nedx.linear.streaming import Matrix, column_blocks
+from nedx.linear.moments import FoldScorer, gcv_errors, r2, sum_targets, variance
+from nedx.linear.streaming import Matrix, check_paired, column_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,8 @@ class RidgeFit:
         The penalty chosen for each target.
     score : ndarray of float64, (alpha, target)
         Cross-validated R2 of each penalty: one minus the squared error on the samples held out,
-        or that of generalised cross-validation, over the squared deviation from the mean.
+        or that of generalised cross-validation, over the squared deviation from the mean. 0 for a
+        target that does not vary.
     """
 
     coef: np.ndarray
@@ -100,6 +101,7 @@ def fit_ridge(
     NedxWarning
         If scores still rise at the edge of the penalties.
     """
+    check_paired(len(x), Matrix(y, "responses"))
     solver = RidgeSolver(x, alphas, cv, groups=groups, y_dtype=_dtype(y), device=device)
     parts = list(solver.blocks(y, per_target=per_target, memory=memory))
     return RidgeFit(
@@ -160,10 +162,7 @@ class RidgeSolver:
             Of the next targets, in order.
         """
         targets = Matrix(y, "responses", self.dtype, self.device)
-        if targets.shape[0] != self.design.samples:
-            raise ModelError(
-                f"features have {self.design.samples} samples, responses {targets.shape[0]}"
-            )
+        check_paired(self.design.samples, targets)
         blocks = list(column_blocks(targets, self._width(memory)))
         columns = [targets.columns(block) for block in blocks]
         chosen = None
@@ -208,7 +207,7 @@ class RidgeSolver:
             else:
                 each = [fold.errors(sums, i) for i, fold in enumerate(self._folds)]
                 errors = torch.stack(each).sum(0)
-        return 1 - errors / spread.where(spread > 0, spread.new_ones(())), cross, mean
+        return r2(errors, spread), cross, mean
 
     def _by_sample(self, counts: np.ndarray) -> bool:
         """Say whether residuals take fewer operations for each target than sums."""
@@ -228,9 +227,14 @@ class RidgeSolver:
 
 def checked_penalties(alphas: Sequence[float]) -> np.ndarray:
     """Return penalties as float64 (alpha,), or say why they are none."""
-    penalties = np.asarray(alphas, np.float64)
+    try:
+        penalties = np.asarray(alphas, np.float64)
+    except (TypeError, ValueError):
+        penalties = np.empty(0)
     if penalties.ndim != 1 or not penalties.size or not (penalties > 0).all():
         raise ModelError(f"alphas are {alphas!r}; expected one or more positive numbers")
+    if not np.isfinite(penalties).all():
+        raise ModelError(f"alphas are {alphas!r}; an infinite penalty leaves no weights to fit")
     return penalties
 
 

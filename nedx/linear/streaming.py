@@ -43,6 +43,8 @@ class Matrix:
                 f"{name} are {values.dtype} of shape {values.shape}; expected numbers "
                 "(sample, column)"
             )
+        if not values.shape[1]:
+            raise ModelError(f"{name} have no columns, of {values.shape[0]} samples: select some")
         single = np.float64 if values.dtype == np.float64 else np.float32
         self.dtype = np.dtype(dtype or single)
         self.values, self.name, self.device = values, name, device
@@ -125,6 +127,18 @@ class Matrix:
                     "average over the repetitions that are there"
                 )
         return rows
+
+
+def check_paired(samples: int, targets: Matrix, name: str = "features") -> None:
+    """Refuse targets of other samples than the features, before anything is computed of these.
+
+    Raises
+    ------
+    ModelError
+        If they are not as many.
+    """
+    if targets.shape[0] != samples:
+        raise ModelError(f"{name} have {samples} samples, {targets.name} {targets.shape[0]}")
 
 
 def column_blocks(matrix: Matrix, width: int) -> Iterator[slice]:

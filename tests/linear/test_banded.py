@@ -160,6 +160,7 @@ def test_constant_targets_score_nothing():
     fit = fit_banded_ridge(bands, y, ALPHAS, 4, refine=2)
     np.testing.assert_allclose(fit.predict(bands)[:, 2], 3, atol=1e-9)
     assert np.isfinite(fit.score).all()
+    assert fit.score[2] == 0
 
 
 def test_weightings_lie_on_the_simplex():
@@ -175,6 +176,7 @@ def test_weightings_lie_on_the_simplex():
         ({"bands": []}, "bands have shapes"),
         ({"bands": [np.ones((60, 2)), np.ones((59, 2))]}, "of the same samples"),
         ({"y": np.ones((59, 2))}, "60 samples, responses 59"),
+        ({"y": np.ones((60, 0))}, "responses have no columns"),
         ({"alphas": [0.0, 1]}, "positive"),
         ({"weights": 0}, "one or more"),
         ({"weights": np.ones((3, 3))}, "2 bands"),

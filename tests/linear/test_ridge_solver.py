@@ -217,6 +217,37 @@ def test_more_features_than_samples():
     np.testing.assert_allclose(fit.coef.T, Ridge(3.0).fit(x, y).coef_, atol=1e-9)
 
 
+@pytest.mark.parametrize("cv", [5, "gcv", "loo", 60])
+def test_constant_targets_score_nothing_and_choose_nothing(cv):
+    # Single precision rounds the means of most of these constants.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 8)).astype("f4")
+    y = (x @ rng.normal(size=(8, 3)) + rng.normal(size=(100, 3))).astype("f4")
+    constants = (rng.normal(size=20) * np.geomspace(1e-3, 1e6, 20)).astype("f4")
+    both = np.concatenate([y, np.tile(constants, (100, 1))], 1)
+    fit = fit_ridge(x, both, ALPHAS, cv, per_target=False)
+    assert set(fit.alpha) == set(fit_ridge(x, y, ALPHAS, cv, per_target=False).alpha)
+    assert not fit.score[:, 3:].any()
+    assert not fit.coef[:, 3:].any()
+    np.testing.assert_array_equal(fit.intercept[3:], constants)
+
+
+@pytest.mark.parametrize("cv", [5, "gcv", "loo"])
+def test_responses_far_from_zero_in_single_precision(cv):
+    x, y = samples()
+    y = (y + 1e5).astype("f4")
+    single, exact = fit_ridge(x, y, ALPHAS, cv), fit_ridge(x, y.astype(float), ALPHAS, cv)
+    np.testing.assert_allclose(single.score, exact.score, atol=1e-5)
+    at_mean = x.mean(0) @ single.coef + single.intercept
+    np.testing.assert_allclose(at_mean, y.mean(0, dtype=float), rtol=0, atol=2e-3)
+
+
+def test_samples_are_compared_before_features_are_gone_through():
+    lazy = da.map_blocks(lambda: 1 / 0, chunks=((20, 20), (3,)), dtype="f4", meta=np.empty((0, 0)))
+    with pytest.raises(ModelError, match="40 samples, responses 39"):
+        fit_ridge(lazy, np.ones((39, 2)), ALPHAS)
+
+
 def test_bad_data_are_named(data):
     x, y = data
     y = y.copy()
@@ -227,6 +258,16 @@ def test_bad_data_are_named(data):
         fit_ridge(x, data[1], [0.0])
     with pytest.raises(ModelError, match="smaller cv"):
         fit_ridge(x[:3], data[1][:3], ALPHAS, cv=5)
+    with pytest.raises(ModelError, match="expected one or more positive numbers"):
+        fit_ridge(x, data[1], ["much"])
+    with pytest.raises(ModelError, match="an infinite penalty"):
+        fit_ridge(x, data[1], [1.0, np.inf], "gcv")
+    with pytest.raises(ModelError, match="responses have no columns"):
+        fit_ridge(x, data[1][:, :0], ALPHAS)
+    with pytest.raises(ModelError, match="features have no columns"):
+        fit_ridge(x[:, :0], data[1], ALPHAS)
+    with pytest.raises(ModelError, match="squares of the responses do not fit into float32"):
+        fit_ridge(x, data[1].astype("f4") * np.float32(1e25), ALPHAS)
 
 
 @pytest.mark.parametrize("shape", [(40, 300), (200, 30)])
