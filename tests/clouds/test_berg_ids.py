@@ -63,6 +63,30 @@ def test_an_id_leads_to_the_bucket_and_fetches_the_subjects_asked_for(served):
     assert opened.weights.sizes["channel"] == 1
 
 
+@pytest.mark.parametrize(
+    ("selection", "said"),
+    [
+        ({"channel": "Ozz"}, "unknown channel 'Ozz'.*'Oz'"),
+        ({"roi": "V1"}, "roi"),
+        ({"time": (9, 10)}, "time"),
+    ],
+)
+def test_what_the_model_does_not_have_is_told_before_its_weights_are_fetched(
+    served, tmp_path, selection, said
+):
+    with pytest.raises(SelectionError, match=said):
+        nedx.open(EEG, subject=[1, 2], **selection)
+    assert served.counter.bytes("metadata_subject") > 0
+    assert served.counter.count("weights", "GET") == 0
+    assert not list((tmp_path / "cache").rglob("*.zarr*"))
+
+
+def test_fwrf_has_no_channels_and_says_so_before_anything_is_fetched(served):
+    with pytest.raises(SelectionError, match="channel"):
+        nedx.open("fmri-nsd-fwrf", channel="Oz")
+    assert served.counter.count() == 0
+
+
 def test_pull_makes_a_zarr_model_of_each_subject(served, tmp_path):
     kept = nedx.pull(EEG, subject=[1, 2])
     assert len(list(kept.glob("sub-0[12]-*.zarr"))) == 2
