@@ -109,7 +109,8 @@ def _accuracy(member: xr.Dataset) -> str:
     share = np.median(accuracy[usable] / ceiling[usable])
     return (
         f"{text}; ceiling of r (square root of the noise ceiling) median "
-        f"{np.median(ceiling[usable]):.3f}, r over ceiling median {share:.3f}"
+        f"{np.median(ceiling[usable]):.3f}, r over ceiling median {share:.3f}, of the "
+        f"{usable.sum():,} targets with a ceiling above 0"
     )
 
 

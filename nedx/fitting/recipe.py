@@ -119,7 +119,7 @@ class Split(_Words):
     coordinate : str
         Of images or trials.
     train, test : tuple of str
-        Its values for images to fit to and for those held out.
+        Its values for images to fit to and for those held out; one alone and numbers will do.
     test_fraction : float, optional
         Instead: hold out this part of the images, drawn by `seed`.
     groups : str, optional
@@ -134,6 +134,13 @@ class Split(_Words):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     groups: str | None = None
     seed: int = 0
+
+    @field_validator("train", "test", mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        # YAML makes numbers of folds and sessions; coordinates are compared as strings.
+        several = value if isinstance(value, list | tuple) else [value]
+        return [str(one) if isinstance(one, int) else one for one in several]
 
     @model_validator(mode="after")
     def _apart(self) -> Split:

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 import yaml
 
-from nedx.encoding.estimators.measured import members
+from nedx.encoding.estimators.measured import measured, members, row_positions
 from nedx.encoding.evaluating import evaluate
 from nedx.encoding.model import LinearEncoder, result_labels
 from nedx.encoding.opening import open_linear
@@ -109,6 +109,8 @@ def fit(
     tell("reading labels")
     stimuli = done.stimuli.open()
     train, test = split(done.responses.open(), done.split)
+    # Of the images held out too, before the fit and not after it.
+    row_positions(stimuli, {name: measured(ds) for name, ds in members(test).items()})
     tell("computing features and fitting")
     estimator = done.estimator.build(done.backbone).fit(stimuli, train)
     tell("testing on held-out images")

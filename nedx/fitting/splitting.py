@@ -14,6 +14,9 @@ from nedx.schema import sample_dim
 
 Labelled = xr.Dataset | xr.DataTree
 
+MIN_TEST = 3
+"""Images that must be held out: over two of them every correlation is 1 or -1."""
+
 
 def split(responses: Labelled, how: Split) -> tuple[Labelled, Labelled]:
     """Part responses by image; reads labels only.
@@ -33,7 +36,8 @@ def split(responses: Labelled, how: Split) -> tuple[Labelled, Labelled]:
     Raises
     ------
     ModelError
-        If a coordinate is not there, a part is empty, or an image is in both.
+        If a coordinate is not there, a part is empty, an image is in both or in several groups, or
+        too few are held out to judge by.
     """
     parts = members(responses)
     held_out = None if how.test_fraction is None else _drawn(parts, how)
@@ -63,7 +67,15 @@ def _drawn(parts: Mapping[str, xr.Dataset], how: Split) -> np.ndarray:
     ]
     ids = np.concatenate([pair[0] for pair in pairs])
     groups = np.concatenate([pair[1] for pair in pairs]).astype(str)
-    ids, first = np.unique(ids, return_index=True)
+    ids, first, which = np.unique(ids, return_index=True, return_inverse=True)
+    apart = np.flatnonzero(groups != groups[first][which])
+    if len(apart):
+        one = ids[which[apart[0]]]
+        found = sorted(set(groups[ids[which] == one].tolist()))
+        raise ModelError(
+            f"image {str(one)!r} is in several groups of {how.groups!r}: {found[:5]}, which "
+            "cannot be held out whole; type a coordinate that is the same for all its trials"
+        )
     groups = groups[first]
     names, counts = np.unique(groups, return_counts=True)
     order = np.random.default_rng(how.seed).permutation(len(names))
@@ -85,6 +97,12 @@ def _check(name: str, ids: np.ndarray, masks: tuple[np.ndarray, np.ndarray], how
         raise ModelError(
             f"{where}{len(both)} images are fitted to and held out, first {str(both[0])!r}: all "
             "trials of an image belong to one part"
+        )
+    count = len(np.unique(ids[masks[1]]))
+    if count < MIN_TEST:
+        raise ModelError(
+            f"{where}{count} images are held out; a correlation over them says nothing, expected "
+            f"{MIN_TEST} or more. Hold out more of them under split: in the recipe"
         )
 
 

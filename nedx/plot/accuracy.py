@@ -201,8 +201,8 @@ def _members(ds: xr.Dataset, roi: Names | None) -> dict[str, xr.Dataset]:
     """Return the neuroids of each ROI of one subject; ROIs of which it has none are left out."""
     if "roi_mask" not in ds or "roi" not in ds.coords:
         raise SelectionError(
-            "no 'roi_mask (roi, <neuroid>)' says which neuroids belong to a ROI; leave roi= out, "
-            "or open the data anew with roi="
+            "no 'roi_mask (roi, <neuroid>)' says which neuroids belong to a ROI; open the data "
+            "anew with roi=, or draw all neuroids: ds.ned.plot.accuracy_histogram()"
         )
     dim = str(neuroid_dim(ds))
     rows = {str(name): row for row, name in enumerate(ds["roi"].values)}

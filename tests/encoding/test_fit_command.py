@@ -176,6 +176,7 @@ def test_nothing_is_overwritten_unless_asked(recorded, tmp_path):
             r"no image is in the test part \('partition' in \['val'\]\)",
         ),
         ({"stimuli": "nowhere.zarr"}, "nowhere.zarr"),
+        ({"split": {"test_fraction": 0.01}}, "1 images are held out.*expected 3 or more"),
     ],
 )
 def test_faults_are_named_before_anything_is_computed(recorded, tmp_path, changes, message):
@@ -207,3 +208,48 @@ def test_recipes_are_frozen_and_read_from_yaml(tmp_path):
     recipe = FitRecipe(name="a", stimuli="b", responses="c", backbone="gabor", output="d")
     assert load_fit_recipe(recipe) is recipe
     assert recipe.split.coordinate == "partition"
+
+
+def stored(recorded, place, **coords):
+    """Write the first subject's responses with one row a repetition, and labels of rows."""
+    ds = nedx.open(recorded / "responses.zarr", subject=1).load()
+    rows = [ds.isel(repetition=i, drop=True).rename(image="trial") for i in range(3)]
+    trials = xr.concat(rows, "trial").assign_coords(
+        {name: ("trial", np.asarray(values)) for name, values in coords.items()}
+    )
+    nedx.to_zarr(nedx.parse(trials.drop_encoding()), place)
+    return str(place)
+
+
+def test_recordings_without_repetitions_are_fitted_and_drawn(recorded, tmp_path):
+    ds = nedx.open(recorded / "responses.zarr", subject=1).load()
+    once = ds.isel(repetition=0, drop=True).drop_encoding()
+    nedx.to_zarr(nedx.parse(once), tmp_path / "once.zarr")
+    result = fit(recipe_of(recorded, tmp_path / "out", responses=str(tmp_path / "once.zarr")))
+    assert "no noise ceiling: images were not repeated" in result.card
+    assert [figure.name for figure in result.figures] == ["accuracy.png"]
+    assert nedx.verify(result.place).ok
+
+
+def test_folds_may_be_numbers(recorded, tmp_path):
+    place = stored(recorded, tmp_path / "trials.zarr", fold=np.tile(np.arange(60) % 4, 3))
+    split = {"coordinate": "fold", "train": [0, 1, 2], "test": 3}
+    recipe = recipe_of(recorded, tmp_path / "out", responses=place, split=split, figures=False)
+    assert model_card(fit(recipe).model).splits == {"train": 45, "test": 15}
+
+
+def test_images_of_several_groups_cannot_be_held_out_whole(recorded, tmp_path):
+    place = stored(recorded, tmp_path / "trials.zarr", session=np.repeat([1, 2, 3], 60))
+    split = {"test_fraction": 0.3, "groups": "session"}
+    with pytest.raises(ModelError, match="'test:000' is in several groups of 'session'"):
+        fit(recipe_of(recorded, tmp_path / "out", responses=place, split=split))
+
+
+def test_images_held_out_must_be_there_before_the_fit(recorded, tmp_path):
+    images = nedx.open(recorded / "images.zarr").isel(image=slice(59)).load().drop_encoding()
+    nedx.to_zarr(images, tmp_path / "images.zarr")
+    told = []
+    recipe = recipe_of(recorded, tmp_path / "out", stimuli=str(tmp_path / "images.zarr"))
+    with pytest.raises(ModelError, match="1 of 15 images .* first 'test:059'"):
+        fit(recipe, progress=told.append)
+    assert told == ["reading labels"]
