@@ -65,6 +65,23 @@ class EpochSettings:
             raise SelectionError(f"last_mode is 'mean' or 'zscore', not {self.last_mode!r}")
         if self.baseline is not None and self.last_baseline is not None:
             raise SelectionError("give baseline or last_baseline, not both")
+        for window in (self.baseline, self.last_baseline):
+            self._check_baseline(window)
+        if self.sampling_frequency is not None and not self.sampling_frequency > 0:
+            raise SelectionError(f"sampling_frequency is {self.sampling_frequency} Hz, not above 0")
+        if self.crop is not None and not self.crop < self.tmax:
+            raise SelectionError(f"crop {self.crop} s leaves nothing of epochs to {self.tmax} s")
+
+    def _check_baseline(self, window: tuple[float | None, float | None] | None) -> None:
+        """Raise, before a recording is filtered, where a baseline holds no time of the epoch."""
+        if window is None:
+            return
+        start = self.tmin if window[0] is None else window[0]
+        end = self.tmax if window[1] is None else window[1]
+        if not max(start, self.tmin) <= min(end, self.tmax):
+            raise SelectionError(
+                f"the baseline {window} s holds no time of epochs from {self.tmin} to {self.tmax} s"
+            )
 
     @property
     def steps(self) -> list[dict[str, Any]]:

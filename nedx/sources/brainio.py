@@ -191,6 +191,11 @@ def _repetition(array: xr.DataArray, stimulus: np.ndarray) -> np.ndarray:
     """Return the repetition of each presentation, from 0, as the assembly or its order says."""
     if "repetition" in array.coords and array["repetition"].dtype.kind in "iuf":
         values = array["repetition"].values
+        if not np.isfinite(values).all():
+            raise SourceError(
+                f"{int((~np.isfinite(values)).sum())} presentations have no 'repetition'; leave it "
+                "out to have presentations counted: assembly.drop_vars('repetition')"
+            )
         counted: np.ndarray = (values - values.min()).astype(np.int16)
         return counted
     return repetition_of(stimulus.astype(str))

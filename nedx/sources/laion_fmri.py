@@ -161,6 +161,12 @@ def _read_trials(root: Location, key: str, file: VolumeFile) -> list[dict[str, s
     needed = ("run", "beta_index", "label")
     if not rows or any(row.get(name) is None for row in rows for name in needed):
         raise SourceError(f"{root.url}/{key} is cut short, or lacks one of {', '.join(needed)}")
+    for line, row in enumerate(rows, start=2):
+        if not (row["beta_index"].isdigit() and row["run"].removeprefix("run-").isdigit()):
+            raise SourceError(
+                f"line {line} of {root.url}/{key} has the beta_index {row['beta_index']!r} and the "
+                f"run {row['run']!r}, expected whole numbers"
+            )
     numbers = sorted(int(row["beta_index"]) for row in rows)
     if numbers != list(range(file.shape[3])):
         raise SourceError(

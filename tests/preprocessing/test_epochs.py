@@ -156,3 +156,17 @@ def test_what_cannot_be_cut(raw, events):
         epochs(flat, events, zscored, images=IMAGES)
     with pytest.raises(SelectionError, match="are empty"):
         EpochSettings(0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"last_baseline": (None, 0.0)}, "holds no time of epochs from 0.1 to 0.5 s"),
+        ({"baseline": (0.3, 0.2)}, "holds no time of epochs"),
+        ({"sampling_frequency": 0.0}, "not above 0"),
+        ({"crop": 0.5}, "leaves nothing of epochs to 0.5 s"),
+    ],
+)
+def test_settings_that_leave_nothing_are_refused_before_work(settings, words):
+    with pytest.raises(SelectionError, match=words):
+        EpochSettings(0.1, 0.5, **settings)

@@ -148,6 +148,9 @@ def test_what_assemblies_do_not_say(tmp_path):
         open_brainio(made.drop_attrs(), **options)
     with pytest.raises(SourceError, match="'stimulus_id' is not among.*object_name"):
         open_brainio(made.drop_vars("stimulus_id"), **options)
+    gaps = made.assign_coords(repetition=("presentation", [0, 0, 1, 0, 1, np.nan]))
+    with pytest.raises(SourceError, match="1 presentations have no 'repetition'"):
+        open_brainio(gaps, **options)
     with pytest.raises(SourceError, match="no 'time_bin_start'"):
         open_brainio(made.drop_vars("time_bin_start"), **options)
     with pytest.raises(SourceError, match="has unit, presentation, time_bin"):

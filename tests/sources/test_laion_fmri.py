@@ -119,6 +119,8 @@ def test_bad_input(root, tmp_path):
     lines = table.read_text().splitlines()
     table.write_text("\n".join(lines[:-1]) + "\n")
     raises(root, tmp_path, SourceError, "14 trials, numbered 0 to 13, .* 15 volumes")
+    table.write_text("\n".join(lines).replace("\t3\tshared", "\tn/a\tshared") + "\n")
+    raises(root, tmp_path, SourceError, "line 5 of .* has the beta_index 'n/a'")
     table.unlink()
     raises(root, tmp_path, StoreError, "no file .*trials.tsv")
     table.write_text("\n".join(lines) + "\n")

@@ -88,3 +88,16 @@ def test_files_that_cannot_be_read(tmp_path):
     block = SectionBlock(Section.whole(file, "run 1"), np.arange(7), np.arange(24), "none", "error")
     with pytest.raises(CorruptStoreError, match="is cut short"):
         block()
+
+
+def test_what_fails_on_the_way_is_no_damage(tmp_path, monkeypatch):
+    """A bucket that cannot be reached is not answered with 'fetch the file again'."""
+
+    def lost(_):
+        raise StoreError("the bucket cannot be reached")
+
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)), tmp_path / "a.nii")
+    monkeypatch.setattr(nibabel.Nifti1Image, "from_file_map", lost)
+    with pytest.raises(StoreError, match="cannot be reached") as caught:
+        open_volumes(Location.of(tmp_path), "a.nii")
+    assert not isinstance(caught.value, CorruptStoreError)
