@@ -156,6 +156,28 @@ def test_things_fmri(tmp_path, taps, width, images):
     assert encoded.ned.roi("lFFA")["voxel"].values.tolist() == [2, 7]
 
 
+def test_subjects_with_voxels_of_their_own_are_opened_one_by_one(tmp_path, width, monkeypatch):
+    monkeypatch.setenv("NEDX_CACHE", str(tmp_path / "cache"))
+    for subject in (1, 2, 3):
+        tree.write_things_fmri(tmp_path, subject, width)
+    for subject in (None, [1, 2]):
+        with pytest.raises(SelectionError, match="voxels of their own.*subject='sub-01'"):
+            open_model(tmp_path, THINGS, subject=subject, backbone=GABOR)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_arrays_of_two_animals_that_are_numbered_otherwise(tmp_path, width):
+    for animal in "FN":
+        tree.write_tvsd(tmp_path, animal, width)
+    place = next(tmp_path.rglob("metadata_monkeyN.npy"))
+    metadata = np.load(place, allow_pickle=True).item()
+    home = metadata.get("utah_array", metadata.get("utah-array"))
+    home["electrode_order"] = np.asarray(home["electrode_order"])[::-1]
+    models.save(place, metadata)
+    with pytest.raises(ModelError, match="electrode.*one by one"):
+        open_model(tmp_path, TVSD, backbone=GABOR)
+
+
 def test_tvsd(tmp_path, taps, width, images):
     wrote = tree.write_tvsd(tmp_path, "N", width)
     model = open_model(tmp_path, TVSD, subject="N", backbone=GABOR)
