@@ -206,7 +206,9 @@ class FwrfRidgeEncoder(BaseEstimator):
         Repetitions and trials of an image are averaged; every response counts, of whatever
         partition.
         """
-        found = image_correlations(self.predict, stimuli, responses, self.recipe.policy)
+        found = image_correlations(
+            self._fitted(), self.predict, stimuli, responses, self.recipe.policy
+        )
         return float(np.concatenate(list(found.values())).mean())
 
     def to_zarr(self, place: str | Path | Location) -> Location:
@@ -222,7 +224,7 @@ class FwrfRidgeEncoder(BaseEstimator):
 
     def _check_parameters(self) -> None:
         check_device(self.device)
-        if not len(self.alphas) or min(self.alphas) <= 0 or self.memory <= 0:
+        if not len(self.alphas) or not all(a > 0 for a in self.alphas) or self.memory <= 0:
             raise ModelError(f"alphas {self.alphas!r} and memory {self.memory} must be positive")
 
     def _split(
@@ -277,7 +279,7 @@ class FwrfRidgeEncoder(BaseEstimator):
         images = np.unique(np.concatenate([s.image for pair in members.values() for s in pair]))
         searches = {}
         for name, pair in members.items():
-            (trained, y), (held, z) = (each.image_means() for each in pair)
+            (trained, y), (held, z) = pair[0].image_means(), pair[1].finite_means()
             search = CandidateSearch(np.sort(np.asarray(self.alphas, float)), y, z, channels)
             searches[name] = (
                 search,
@@ -351,7 +353,9 @@ class FwrfRidgeEncoder(BaseEstimator):
 def _labels(split: Split, name: str, fields: np.ndarray, search: CandidateSearch) -> xr.Dataset:
     x, y, size = fields.T
     spread = search.held.var(0)
-    explained = 1 - search.loss / np.where(spread > 0, spread, np.inf)
+    # What is constant over the held-out images, but for rounding, has no variance to explain.
+    varies = spread > 1e-12 * np.square(search.held).mean(0)
+    explained = np.where(varies, 1 - search.loss / np.where(varies, spread, 1), np.nan)
     return result_labels(split, name).assign_coords(
         nedx_trunk=("voxel", np.zeros(len(fields), np.int16)),
         rf_x=("voxel", x, {**_DEGREES, "long_name": "receptive field centre, to the right"}),

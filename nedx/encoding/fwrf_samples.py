@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,12 @@ import xarray as xr
 from sklearn.base import BaseEstimator
 
 from nedx.backbones.recipe import BackboneRecipe
+from nedx.encoding.fwrf_checks import (
+    check_disjoint,
+    check_units,
+    check_untested,
+    voxel_positions,
+)
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.errors import ModelError, SelectionError, StimulusError, close_matches
 from nedx.schema import neuroid_dim, role_dim, sample_dim, subject_label
@@ -70,6 +77,26 @@ class Samples:
     def select(self, chosen: np.ndarray) -> Samples:
         """Return some of these samples."""
         return replace(self, rows=self.rows[chosen], image=self.image[chosen])
+
+    def in_order_of(self, voxels: np.ndarray) -> Samples:
+        """Return the same samples, their voxels in the order of some labels."""
+        own = self.labels["voxel"].values
+        if np.array_equal(own, voxels):
+            return self
+        order = voxel_positions(self.subject, own, voxels)
+        response = self.response.isel(voxel=order)
+        return replace(self, labels=self.labels.isel(voxel=order), response=response)
+
+    def finite_means(self, what: str = "validation") -> tuple[np.ndarray, np.ndarray]:
+        """Return `image_means`, or raise ModelError where there is none."""
+        images, means = self.image_means()
+        bad = np.flatnonzero(~np.isfinite(means).all(1))
+        if bad.size:
+            raise ModelError(
+                f"{what} responses of {self.subject!r} are NaN or infinite for {bad.size} of "
+                f"{len(images)} images: leave these images out"
+            )
+        return images, means
 
     def windows(self, rng: np.random.Generator | None = None) -> Iterator[np.ndarray]:
         """Yield which samples to read at a time: whole chunks, in random order with `rng`."""
@@ -166,18 +193,29 @@ def split_samples(
     responses = stimuli if responses is None else responses
     _check_given(stimuli, responses, validation, policy)
     ids = stimuli["image_id"].values.astype(str).astype(object)
-    every = [(each, _partition(each, ds, stimuli)) for each, ds in _paired(stimuli, responses)]
+    if len(set(ids)) < len(ids):
+        names, counts = np.unique(ids.astype(str), return_counts=True)
+        raise ModelError(
+            f"several of the stimuli are called {str(names[counts > 1][0])!r}; image_id must be "
+            "unique"
+        )
+    paired = list(_paired(stimuli, responses))
+    kinds = [(each.subject, ds) for each, ds in paired]
+    every = [(each, _partition(each, ds, stimuli)) for each, ds in paired]
     training = {each.subject: each.select(parts == "train") for each, parts in every}
     held = {each.subject: each.select(parts == "val") for each, parts in every}
     known = {each.subject: dict(zip(ids[each.image], parts, strict=True)) for each, parts in every}
     if validation is not None:
-        pairs = [(each, _partition(each, ds, stimuli)) for each, ds in _paired(stimuli, validation)]
+        given = list(_paired(stimuli, validation))
+        kinds += [(f"{each.subject} to choose by", ds) for each, ds in given]
+        pairs = [(each, _partition(each, ds, stimuli)) for each, ds in given]
         held = _given(pairs, training)
         for name, each in held.items():
             known[name] |= dict.fromkeys(ids[each.image], "val")
             known[name] |= dict.fromkeys(ids[training[name].image], "train")
-    _check_disjoint(every, training, held, ids)
-    _check_untested(stimuli, training, ids)
+    check_units(kinds)
+    check_disjoint(every, training, held, ids)
+    check_untested(stimuli, training, ids)
     held = {name: each for name, each in held.items() if len(each)}
     return Split(stimuli["pixels"], ids, training, held, known)
 
@@ -226,50 +264,8 @@ def _given(
                 "are to test images, which no model may be chosen by. Type: "
                 "validation=responses.isel(image=responses.partition == 'val')"
             )
-        held[each.subject] = each
+        held[each.subject] = each.in_order_of(own.labels["voxel"].values)
     return held
-
-
-def _check_disjoint(
-    every: Sequence[tuple[Samples, np.ndarray]],
-    training: Mapping[str, Samples],
-    held: Mapping[str, Samples],
-    ids: np.ndarray,
-) -> None:
-    """Raise ModelError where nothing is to be trained on, or what is trained on is held out."""
-    trained = np.unique(np.concatenate([each.image for each in training.values()]))
-    for each, parts in every:
-        if not len(training[each.subject]):
-            raise ModelError(
-                f"{each.subject!r} has no training images: partition says "
-                f"{', '.join(sorted(set(map(str, parts))))} of {len(each)} samples"
-            )
-        found = {"test": each.image[parts == "test"]}
-        found["validation"] = held[each.subject].image if each.subject in held else each.image[:0]
-        for kind, images in found.items():
-            # Of all subjects: the trunk is theirs together.
-            both = np.intersect1d(trained, images)
-            if len(both):
-                raise ModelError(
-                    f"{len(both)} images of {each.subject!r} are among the training and the {kind} "
-                    f"images, first {ids[both[0]]!r}: an image belongs to one of them. Set "
-                    "'partition' to 'train', 'val' or 'test' by image"
-                )
-
-
-def _check_untested(stimuli: xr.Dataset, training: Mapping[str, Samples], ids: np.ndarray) -> None:
-    """Raise ModelError where the stimuli call an image a test image that is trained on."""
-    if "partition" not in stimuli or stimuli["partition"].dims != ("image",):
-        return
-    tested = np.flatnonzero(stimuli["partition"].values.astype(str) == "test")
-    for subject, samples in training.items():
-        both = np.intersect1d(tested, samples.image)
-        if len(both):
-            raise ModelError(
-                f"{len(both)} training images of {subject!r} are test images by the 'partition' of "
-                f"the stimuli, first {ids[both[0]]!r}. Leave these responses out, or drop the "
-                "partition that is wrong"
-            )
 
 
 def _paired(stimuli: xr.Dataset, responses: Responses) -> Iterator[tuple[Samples, xr.Dataset]]:
@@ -423,7 +419,7 @@ def check_values(samples: Samples) -> str:
     Returns
     -------
     str
-        sha256 of the range of each voxel's responses, by which they are known again.
+        sha256 of the checksum of each sample's responses, by which they are known again.
 
     Raises
     ------
@@ -431,9 +427,11 @@ def check_values(samples: Samples) -> str:
         If a response is NaN or infinite, or a voxel always responds alike.
     """
     low, high = np.full(samples.voxels, np.inf), np.full(samples.voxels, -np.inf)
+    rows = np.zeros(len(samples), np.uint32)
     missing = np.zeros(samples.voxels, bool)
     for window in samples.windows():
         values = samples.read(window)
+        rows[window] = [zlib.crc32(row.tobytes()) for row in values]
         missing |= ~np.isfinite(values).all(0)
         low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
     for what, fault, advice in (
@@ -447,7 +445,7 @@ def check_values(samples: Samples) -> str:
                 f"{what}: {', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''}. "
                 f"{advice}. Type: responses.isel(voxel=keep)"
             )
-    return hashlib.sha256(np.stack([low, high]).tobytes()).hexdigest()
+    return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def result_labels(split: Split, subject: str) -> xr.Dataset:

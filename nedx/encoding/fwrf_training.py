@@ -177,12 +177,7 @@ class FwrfTrainer(BaseEstimator):
                 "'val'. Set 'partition (image)', or give validation=responses to other images"
             )
         values = [check_values(samples) for samples in split.training.values()]
-        targets = {name: each.image_means() for name, each in split.validation.items()}
-        for name, (_, means) in targets.items():
-            if not np.isfinite(means).all():
-                raise ModelError(
-                    f"validation responses of {name!r} are NaN or infinite: leave these images out"
-                )
+        targets = {name: each.finite_means() for name, each in split.validation.items()}
         values += [hash_arrays({name: means}) for name, (_, means) in targets.items()]
         progress, best = self._train(split, targets, self._fingerprint(split, values))
         self.history_, self.best_epoch_ = progress.history, progress.best_epoch
@@ -203,7 +198,7 @@ class FwrfTrainer(BaseEstimator):
         Repetitions and trials of an image are averaged; every response counts, of whatever
         partition.
         """
-        found = image_correlations(self.predict, stimuli, responses, POLICY)
+        found = image_correlations(self._fitted(), self.predict, stimuli, responses, POLICY)
         return float(np.concatenate(list(found.values())).mean())
 
     def to_zarr(self, place: str | Path | Location) -> Location:

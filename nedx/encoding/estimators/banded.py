@@ -79,6 +79,13 @@ class BandedRidgeEncoder(EncoderEstimator):
         self.seed = seed
         self.device = device
 
+    def _check(self, images: int, groups: np.ndarray | None, components: int) -> None:
+        super()._check(images, groups, components)
+        if self.bands is not None and (not len(self.bands) or min(self.bands) < 1):
+            raise ModelError(f"bands are {list(self.bands)}; each holds one feature or more")
+        if self.n_weights < 1:
+            raise ModelError(f"n_weights is {self.n_weights}; type one or more")
+
     def _project(self, features: Features) -> list[StandardizedPCA]:
         widths = list(self.bands or (features.widths or {}).values())
         total = features.values.shape[1]

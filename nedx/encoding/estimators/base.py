@@ -26,6 +26,7 @@ from nedx.encoding.weights import ROOT, fold
 from nedx.errors import ModelError, close_matches
 from nedx.linear.folds import fold_numbers
 from nedx.linear.pca import StandardizedPCA, fit_pca
+from nedx.linear.ridge import checked_penalties
 from nedx.metrics.correlation import correlate
 from nedx.store.location import Location
 
@@ -145,6 +146,7 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
         for one in found.values():
             self._check(one.values.sizes["image"], one.groups, asked)
         positions = row_positions(images, found)
+        checks.check_stimuli_partition(images, parts, positions)
         found = {name: _held(name, one) for name, one in found.items()}
         union = np.unique(np.concatenate(list(positions.values())))
         features = self._features(images.isel(image=union))
@@ -154,6 +156,7 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
             raise ModelError("all features are constant over the images: they hold no components")
         rows = {name: np.searchsorted(union, place) for name, place in positions.items()}
         fitted = self._readouts(found, rows, bands)
+        checks.warn_of_still_streams(found, {name: one.coef for name, one in fitted.items()})
         self._keep(found, features, bands, fitted)
         return self
 
@@ -194,17 +197,19 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Warns
         -----
         NedxWarning
-            If images are among those fitted to.
+            If images are among those fitted to, or r is not defined for some targets.
         """
         if isinstance(stimuli, Labelled):
             return _mean_accuracy(self.evaluate(stimuli, responses))
         given = isinstance(responses, xr.Dataset)
+        if given:
+            checks.check_same_units(self._fitted().recipe, responses["response"].attrs)
         target = measured(responses).values.values if given else np.asarray(responses)
         predicted = np.asarray(self.predict(stimuli))
         if predicted.shape != target.shape:
             raise ModelError(f"predictions are {predicted.shape}, responses {target.shape}")
         r = correlate(np.moveaxis(predicted, 0, -1), np.moveaxis(target, 0, -1))
-        return float(np.nan_to_num(r).mean())
+        return checks.mean_r(np.asarray(r))
 
     def evaluate(self, stimuli: Any, responses: Any = None, **options: Any) -> Labelled:
         """Compare predicted with given responses, beside the noise ceiling; lazily.
@@ -243,6 +248,9 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _check(self, images: int, groups: np.ndarray | None, components: int) -> None:
         """Refuse what cannot be fitted, before anything is read."""
+        checks.check_parameters(self.n_components, self.repetitions, self.device)
+        if hasattr(self, "alphas"):
+            checked_penalties(self.alphas)
         if hasattr(self, "cv"):
             fold_numbers(images, self.cv, groups)
 
@@ -414,8 +422,8 @@ class EncoderEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
 def _mean_accuracy(scored: Labelled) -> float:
     nodes = scored.children.values() if isinstance(scored, xr.DataTree) else [scored]
-    each = [node["accuracy"].fillna(0).values.reshape(-1) for node in nodes]
-    return float(np.concatenate(each).mean())
+    each = [np.asarray(node["accuracy"].data).reshape(-1) for node in nodes]
+    return checks.mean_r(np.concatenate(each))
 
 
 def _beside(components: Sequence[np.ndarray]) -> np.ndarray:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
+from nedx.compute.devices import check_device
 from nedx.encoding.estimators.measured import Measured
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.errors import ModelError, NedxWarning
 
 MADE_BY = ("units", "normalization", "normalization_scope", "transform")
 """Attributes of a response that decide what its numbers mean."""
+_HELD = ("test", "val")
+
+
+def check_parameters(components: int | None, repetitions: str, device: str) -> None:
+    """Refuse parameters of all estimators that mean nothing, before anything is read."""
+    check_device(device)
+    if components is not None and (not isinstance(components, int | np.integer) or components < 1):
+        raise ModelError(f"n_components is {components!r}; type a whole number from 1")
+    if repetitions not in ("mean", "each"):
+        raise ModelError(f"repetitions is {repetitions!r}; type 'mean' or 'each'")
 
 
 def check_labels(
@@ -88,13 +100,7 @@ def check_values(name: str, one: Measured) -> None:
         )
     still = np.flatnonzero((flat == flat[:1]).all(0))
     if len(still):
-        places = [_target(one, int(i)) for i in still[:3]]
-        warnings.warn(
-            f"{where}{len(still)} of {flat.shape[1]} targets are constant over the images, first "
-            f"{'; '.join(places)}: what is predicted is that constant. Drop them",
-            NedxWarning,
-            stacklevel=4,
-        )
+        _warn_of_constants(name, one, still)
 
 
 def check_features(features: np.ndarray, ids: np.ndarray | None) -> None:
@@ -144,11 +150,68 @@ def check_same_units(recipe: EncoderRecipe, attrs: Mapping[str, object]) -> None
         )
 
 
+def check_stimuli_partition(
+    stimuli: xr.Dataset,
+    responses: Mapping[str, xr.Dataset],
+    positions: Mapping[str, np.ndarray],
+) -> None:
+    """Warn where the stimuli, and not the responses, say that an image is held out."""
+    if "partition" not in stimuli.coords or stimuli["partition"].dims != ("image",):
+        return
+    kinds = stimuli["partition"].values.astype(str)
+    for name, ds in responses.items():
+        if "partition" in ds.coords and np.isin(ds["partition"].values.astype(str), _HELD).any():
+            continue
+        count = int(np.isin(kinds[positions[name]], _HELD).sum())
+        if count:
+            warnings.warn(
+                f"{name + ': ' if name else ''}{count} of {len(positions[name])} images to fit to "
+                "are held out by the 'partition' of the stimuli: no score on them can be trusted. "
+                "Leave the responses to these images out",
+                NedxWarning,
+                stacklevel=4,
+            )
+
+
+def warn_of_still_streams(found: Mapping[str, Measured], coefs: Mapping[str, np.ndarray]) -> None:
+    """Warn of constant targets among streamed ones: nothing but 0 weighs their components."""
+    for name, one in found.items():
+        if not isinstance(one.values.data, da.Array):
+            continue
+        still = np.flatnonzero((coefs[name] == 0).all(0))
+        if len(still):
+            _warn_of_constants(name, one, still)
+
+
+def mean_r(r: np.ndarray) -> float:
+    """Average r over targets; those without one count as 0, and are warned of."""
+    undefined = int(np.isnan(r).sum())
+    if undefined:
+        warnings.warn(
+            f"{undefined} of {r.size} targets have no r and count as 0: their responses, or what "
+            "is predicted, are constant or hold NaN",
+            NedxWarning,
+            stacklevel=4,
+        )
+    return float(np.nan_to_num(r).mean())
+
+
+def _warn_of_constants(name: str, one: Measured, still: np.ndarray) -> None:
+    places = [_target(one, int(i)) for i in still[:3]]
+    warnings.warn(
+        f"{name + ': ' if name else ''}{len(still)} of {int(np.prod(one.shape))} targets are "
+        f"constant over the images, first {'; '.join(places)}: what is predicted is that "
+        "constant. Drop them",
+        NedxWarning,
+        stacklevel=5,
+    )
+
+
 def _check_partition(name: str, ds: xr.Dataset) -> None:
     if "partition" not in ds.coords:
         return
     kinds = ds["partition"].values.astype(str)
-    held_out = {kind for kind in np.unique(kinds) if kind in ("test", "val")}
+    held_out = {kind for kind in np.unique(kinds) if kind in _HELD}
     if not held_out:
         return
     count = int(np.isin(kinds, list(held_out)).sum())

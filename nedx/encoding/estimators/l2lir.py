@@ -9,6 +9,7 @@ import numpy as np
 
 from nedx.backbones.recipe import BackboneRecipe
 from nedx.encoding.estimators.base import EncoderEstimator, Features, Regression
+from nedx.encoding.estimators.checks import check_features
 from nedx.errors import ModelError
 from nedx.linear.l2lir import fit_l2lir
 from nedx.linear.pca import StandardizedPCA
@@ -58,6 +59,13 @@ class L2LiREncoder(EncoderEstimator):
         self.alpha = alpha
         self.device = device
 
+    def _check(self, images: int, groups: np.ndarray | None, components: int) -> None:
+        super()._check(images, groups, components)
+        if not self.alpha > 0:
+            raise ModelError(f"alpha is {self.alpha!r}; expected a positive number")
+        if self.n_features < 1:
+            raise ModelError(f"n_features is {self.n_features}; type a number from 1")
+
     def _project(self, features: Features) -> list[StandardizedPCA]:
         if self.n_components is not None:
             return super()._project(features)
@@ -68,6 +76,7 @@ class L2LiREncoder(EncoderEstimator):
                 "pooling='mean'"
             )
         values = np.asarray(features.values, np.float64)
+        check_features(values, None)
         mean, spread = values.mean(0), values.std(0)
         scale = np.where(spread > 1e-12 * np.abs(mean), spread, 1.0)
         scores = (values - mean) / scale
@@ -83,6 +92,13 @@ class L2LiREncoder(EncoderEstimator):
         (components,) = scores
         centre, spread = components.mean(0), _spread(components)
         targets = np.asarray(responses)
+        finite = np.isfinite(targets).all(1)
+        if not finite.all():
+            # Standardising would spread one NaN over all images, and hide which it was.
+            raise ModelError(
+                f"responses hold NaN or infinity, first in images "
+                f"{np.flatnonzero(~finite)[:5].tolist()}: drop these"
+            )
         mean, size = targets.mean(0, dtype=np.float64), _spread(targets)
         x = (components - centre) / spread
         # One dtype for both: that of the responses decides.

@@ -179,7 +179,9 @@ def _target_order(ds: xr.Dataset, array: xr.DataArray, sample: str) -> list[str]
 def _grouping(ds: xr.Dataset, name: str, sample: str) -> np.ndarray:
     if name not in ds.coords or ds[name].dims != (sample,):
         along = [str(n) for n, coord in ds.coords.items() if coord.dims == (sample,)]
-        raise ModelError(f"there is no coordinate {name!r} of {sample}s; {'; '.join(along)}")
+        raise ModelError(
+            f"there is no coordinate {name!r} of {sample}s to group by, only {', '.join(along)}"
+        )
     return np.asarray(ds[name].values)
 
 

@@ -54,6 +54,7 @@ class OLSEncoder(EncoderEstimator):
         self.device = device
 
     def _check(self, images: int, groups: np.ndarray | None, components: int) -> None:
+        super()._check(images, groups, components)
         if images < components + 2:
             raise ModelError(
                 f"{components} components fit {images} images without any error, and say nothing "
