@@ -60,7 +60,8 @@ def to_mne(
     -------
     mne.EpochsArray or list of mne.EvokedArray
         Float64. Each evoked says what it averages in ``comment`` and how many in ``nave``, where
-        ``n_repetitions (image)`` counts for what was averaged before.
+        ``n_repetitions (image)`` counts for what was averaged before, where repetitions are no
+        dim any more.
 
     Raises
     ------
@@ -68,7 +69,7 @@ def to_mne(
         If there are no channels or times, times are irregular, there is no unit, a unit is not
         that of the type of its channel, or sensors have no places.
     SelectionError
-        If there are several subjects, or no such variable or label.
+        If there are several subjects, no trials, or no such variable or label.
     MissingExtraError
         If MNE is not installed.
     """
@@ -83,13 +84,19 @@ def to_mne(
     # float64, and once more while they are arranged.
     refuse_large(2 * 8 * array.size, array.sizes)
     values, metadata = _trials(array, scale)
+    if not len(values):
+        raise SelectionError(
+            f"{array.name!r} of {dict(array.sizes)} holds no trial that has values"
+        )
     start = float(array[role_dim(array, "time")].values[0])
     label = metadata.get(by)
     if kind == "evoked":
         if label is None:
             there = ", ".join(metadata)
             raise SelectionError(f"by={by!r} is no label of the trials; there are: {there}")
-        counts = metadata.get("n_repetitions", np.ones(len(values)))
+        # Where repetitions are still apart, the label says how many of them there are.
+        averaged = role_dim(array, "repetition") is None and "n_repetitions" in metadata
+        counts = metadata["n_repetitions"] if averaged else np.ones(len(values))
         return _evokeds(mne, values, info, start, label.astype(str), counts)
     return _epochs(mne, values, info, start, metadata)
 

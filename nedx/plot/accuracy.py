@@ -112,8 +112,8 @@ def plot_accuracy_histogram(
         if not explained.size:
             whose = f" of {name}" if name else ""
             raise SelectionError(
-                f"no neuroid{whose} has a noise ceiling of {min_ceiling:g}; "
-                f"the highest is {float(pair[1].max()):.3g}. Type min_ceiling=0 for all"
+                f"no neuroid{whose} has an accuracy and a noise ceiling of {min_ceiling:g}; the "
+                f"highest is {float(pair[1].max()):.3g}. Type min_ceiling=0 for all"
             )
         colour, filled = f"C{position}", len(groups) == 1
         ax.hist(

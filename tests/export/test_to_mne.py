@@ -85,6 +85,8 @@ def test_averages_of_averages_count_as_mne_counts_them():
     expected = mne.combine_evoked([evokeds[0], evokeds[2]], "equal")
     np.testing.assert_allclose(bird.data * 2, expected.data * 2, atol=1e-12)
     assert bird.nave == round(expected.nave)
+    apart = eeg().assign_coords(n_repetitions=("image", [2, 2, 2])).ned.to_mne("evoked")
+    assert [evoked.nave for evoked in apart] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,8 @@ def test_errors_of_selection():
     two = xr.concat([eeg(), eeg().assign_coords(subject=["sub-04"])], "subject")
     with pytest.raises(SelectionError, match="2 subjects"):
         two.ned.to_mne()
+    with pytest.raises(SelectionError, match="no trial"):
+        eeg().isel(image=slice(0)).ned.to_mne()
     with pytest.raises(SelectionError, match="by='colour'"):
         eeg().ned.to_mne("evoked", by="colour")
     with pytest.raises(SelectionError, match="model"):

@@ -110,5 +110,7 @@ def test_what_is_missing_is_named():
         ds.drop_vars("roi_mask").ned.plot.accuracy_bars()
     with pytest.raises(SelectionError, match="did you mean 'FFA-1'"):
         ds.ned.plot.accuracy_scatter("FFA-2")
+    with pytest.raises(SelectionError, match="no neuroid has an accuracy"):
+        ds.assign(accuracy=ds.accuracy * np.nan).ned.plot.accuracy_histogram()
     with pytest.raises(SelectionError, match=r"highest is 0\.0.*min_ceiling=0"):
         (ds.assign(noise_ceiling=ds.noise_ceiling / 20)).ned.plot.accuracy_histogram()
