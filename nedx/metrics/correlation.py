@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,14 +62,7 @@ def compare(
     SchemaError
         If ``dim`` is missing, or labels or sizes differ.
     """
-    for name, array in (("x", x), ("y", y)):
-        if dim not in array.dims:
-            raise SchemaError(f"{name} of the pair", [f"no dim {dim!r}; it has {array.dims}"])
-    try:
-        x, y = xr.align(x, y, join="exact", copy=False)
-    except ValueError as error:
-        raise SchemaError("the pair to compare", [f"labels differ: {error}"]) from error
-    x, y = xr.broadcast(x, y)
+    x, y = xr.broadcast(*paired((x, y), dim))
     y = y.transpose(*x.dims)
     found: xr.DataArray = xr.apply_ufunc(
         kernel,
@@ -82,6 +75,50 @@ def compare(
     )
     found.attrs = {"units": "1", "long_name": long_name}
     return found
+
+
+def paired(arrays: Sequence[xr.DataArray], dim: str) -> tuple[xr.DataArray, ...]:
+    """Return arrays whose samples are the same, in the same order, or say what differs.
+
+    Parameters
+    ----------
+    arrays : sequence of DataArray
+    dim : str
+        The dimension of the samples.
+
+    Returns
+    -------
+    tuple of DataArray
+
+    Raises
+    ------
+    SchemaError
+        If ``dim`` is missing or empty, or labels or sizes differ.
+    """
+    faults = [f"no dim {dim!r}; it has {array.dims}" for array in arrays if dim not in array.dims]
+    if any(array.sizes.get(dim) == 0 for array in arrays):
+        faults.append(f"nothing along {dim!r}: no sample was selected")
+    if faults:
+        raise SchemaError("what is compared", faults)
+    try:
+        found = xr.align(*arrays, join="exact", copy=False)
+    except ValueError as error:
+        raise SchemaError("what is compared", [f"labels differ: {error}"]) from error
+    # Without an index xarray would pair images by position, and drop their names silently.
+    named = [array["image_id"].variable for array in found if "image_id" in array.coords]
+    named = [names for names in named if names.dims == (dim,)]
+    if not all(_same(named[0], names) for names in named[1:]):
+        fault = "labels differ: not the same 'image_id' in the same order"
+        advice = "type set_xindex('image_id') on each, then one.sel(image_id=other.image_id.values)"
+        raise SchemaError("what is compared", [fault, advice])
+    return found
+
+
+def _same(a: xr.Variable, b: xr.Variable) -> bool:
+    # Lazy labels of one Dataset are the same without being read.
+    if a.chunks is not None and b.chunks is not None and a.data.name == b.data.name:
+        return True
+    return a.equals(b)
 
 
 def correlate(x: Any, y: Any) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError
+from nedx.metrics.correlation import paired
 from nedx.metrics.repeats import whole
 
 Alternative = Literal["greater", "less", "two-sided"]
@@ -58,20 +59,8 @@ def permutation_p(
     SchemaError
         If ``dim`` is missing, or labels or sizes differ.
     """
-    _check_counts(n_permutations=n_permutations)
-    _check_alternative(alternative)
-    found = _over_pairs(
-        _permuted,
-        (measured, predicted),
-        dim,
-        n_permutations=n_permutations,
-        seed=seed,
-        alternative=alternative,
-    )
-    method = f"permutation of {dim}"
-    return found.rename("p").assign_attrs(
-        _p_attrs(method, alternative, n_permutations=n_permutations, seed=seed)
-    )
+    options = {"n_permutations": n_permutations, "seed": seed, "alternative": alternative}
+    return _p_value(_permuted, (measured, predicted), dim, f"permutation of {dim}", **options)
 
 
 def sign_flip_p(
@@ -112,12 +101,8 @@ def sign_flip_p(
     SchemaError
         If ``dim`` is missing.
     """
-    _check_counts(n_permutations=n_permutations)
-    _check_alternative(alternative)
-    options: dict[str, Any] = {"null": null, "n_permutations": n_permutations, "seed": seed}
-    found = _over_pairs(_flipped, (values,), dim, alternative=alternative, **options)
-    method = f"sign flips of {dim}"
-    return found.rename("p").assign_attrs(_p_attrs(method, alternative, **options))
+    options = {"n_permutations": n_permutations, "seed": seed, "alternative": alternative}
+    return _p_value(_flipped, (values,), dim, f"sign flips of {dim}", null=null, **options)
 
 
 def bootstrap_r(
@@ -131,7 +116,8 @@ def bootstrap_r(
 ) -> xr.DataArray:
     """Return the bootstrap interval of the correlation, images drawn with replacement.
 
-    The percentile interval (Efron & Tibshirani 1993, chapter 13).
+    The percentile interval (Efron & Tibshirani 1993, chapter 13) of the resamples that have a
+    correlation: of few images, or a neuron that few images drive, some are constant.
 
     Parameters
     ----------
@@ -248,19 +234,21 @@ def _check_counts(**counts: int) -> None:
             raise ValueError(f"{name} is at least 1, not {count}; type {name}=1000")
 
 
-def _check_alternative(alternative: str) -> None:
+def _p_value(
+    kernel: Callable[..., np.ndarray],
+    arrays: Sequence[xr.DataArray],
+    dim: str,
+    method: str,
+    **options: Any,
+) -> xr.DataArray:
+    """Return ``p``; its attributes say what ``options`` the kernel was given."""
+    _check_counts(n_permutations=options["n_permutations"])
+    alternative = options["alternative"]
     if alternative not in ("greater", "less", "two-sided"):
         raise ValueError(f"alternative is 'greater', 'less' or 'two-sided', not {alternative!r}")
-
-
-def _p_attrs(method: str, alternative: str, **options: Any) -> dict[str, Any]:
-    return {
-        "units": "1",
-        "long_name": "p-value",
-        "method": method,
-        "alternative": alternative,
-        **options,
-    }
+    found = _over_pairs(kernel, arrays, dim, **options)
+    attrs = {"units": "1", "long_name": "p-value", "method": method}
+    return found.rename("p").assign_attrs({**attrs, **options})
 
 
 def _over_pairs(
@@ -271,14 +259,7 @@ def _over_pairs(
     **options: Any,
 ) -> xr.DataArray:
     """Apply ``kernel(strips (sample, column), **options)`` to columns of all samples."""
-    faults = [f"no dim {dim!r}; it has {a.dims}" for a in arrays if dim not in a.dims]
-    if faults:
-        raise SchemaError("what is compared", faults)
-    try:
-        arrays = xr.align(*arrays, join="exact", copy=False)
-    except ValueError as error:
-        raise SchemaError("what is compared", [f"labels differ: {error}"]) from error
-    arrays = [whole(array, [dim]) for array in xr.broadcast(*arrays)]
+    arrays = [whole(array, [dim]) for array in xr.broadcast(*paired(arrays, dim))]
     found: xr.DataArray = xr.apply_ufunc(
         _by_strip,
         *arrays,
@@ -384,7 +365,10 @@ def _resampled_r(
     for weights in _weights(len(x), n_resamples, seed):
         mean_x, mean_y, xx, yy, xy = np.split(weights @ moments, 5, axis=1)
         variances = (xx - mean_x**2) * (yy - mean_y**2)
-        found.append((xy - mean_x * mean_y) / np.sqrt(variances))
+        # Rounding noise of a mean is not a variance; the mean square of all is 1 / n.
+        constant = np.minimum(xx - mean_x**2, yy - mean_y**2) < 1e-13 / len(x)
+        r = (xy - mean_x * mean_y) / np.sqrt(np.where(constant, np.nan, variances))
+        found.append(np.clip(r, -1, 1))
     return _percentiles(np.concatenate(found), level)
 
 
@@ -406,7 +390,12 @@ def _weights(count: int, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 def _percentiles(resampled: np.ndarray, level: float) -> np.ndarray:
     outside = (1 - level) / 2
-    bounds: np.ndarray = np.quantile(resampled, [outside, 1 - outside], axis=0)
+    bounds = np.full((2, resampled.shape[1]), np.nan)
+    undefined = np.isnan(resampled)
+    some = undefined.any(axis=0) & ~undefined.all(axis=0)
+    for chosen, quantile in ((~undefined.any(axis=0), np.quantile), (some, np.nanquantile)):
+        if chosen.any():
+            bounds[:, chosen] = quantile(resampled[:, chosen], [outside, 1 - outside], axis=0)
     return bounds
 
 

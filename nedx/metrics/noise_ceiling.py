@@ -115,7 +115,14 @@ def noise_ceiling_from_ncsnr(
     -------
     DataArray
         ``noise_ceiling``, a fraction of variance, "1".
+
+    Raises
+    ------
+    ValueError
+        If there are images without a repeat.
     """
+    if not np.all(np.asarray(n_repetitions) >= 1):
+        raise ValueError("n_repetitions are at least 1 of every image that was averaged")
     inverse = float(np.mean(1.0 / np.asarray(n_repetitions, dtype=np.float64)))
     # Not ncsnr^2 / (ncsnr^2 + ...), which is NaN for repeats without any noise.
     ceiling = 1.0 / (1.0 + inverse / ncsnr**2)

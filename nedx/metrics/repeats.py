@@ -88,7 +88,12 @@ def whole(array: xr.DataArray, dims: list[str]) -> xr.DataArray:
 
 
 def averaged(array: xr.DataArray) -> tuple[xr.DataArray, str]:
-    """Average the repeats of each image; return also the dim of images."""
+    """Average the repeats of each image; return also the dim of images.
+
+    float16 comes as float32: a sum over repeats, or later over subjects, would overflow.
+    """
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
     sample, repetition = sample_dim(array), role_dim(array, "repetition")
     if repetition is not None:
         return array.mean(repetition, skipna=True, keep_attrs=True), sample

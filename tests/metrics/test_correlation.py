@@ -124,3 +124,31 @@ def test_labels_keep_their_attributes_and_r_does_not_take_those_of_the_responses
     r = pearson_r(x, x + 1, "image")
     assert r.attrs["units"] == "1"
     assert r.time.attrs == {"units": "s"}
+
+
+def test_images_are_never_paired_by_position():
+    x, _ = pair()
+    x = x.assign_coords(image_id=("image", [f"set:{i}" for i in range(x.sizes["image"])]))
+    other = x.isel(image=slice(None, None, -1))
+    for a, b in ((x, other), (x.chunk(image=3), other.chunk(image=3))):
+        with pytest.raises(SchemaError, match="not the same 'image_id' in the same order"):
+            pearson_r(a, b, "image")
+    named = [z.set_xindex("image_id") for z in (x, other)]
+    matched = named[1].sel(image_id=named[0].image_id.values)
+    np.testing.assert_allclose(pearson_r(named[0], matched, "image"), 1)
+    # One of the two may not say whose responses they are.
+    np.testing.assert_allclose(pearson_r(x, x.drop_vars("image_id"), "image"), 1)
+
+
+def test_labels_that_are_shared_are_not_read():
+    x, _ = pair()
+    ids = [f"set:{i}" for i in range(x.sizes["image"])]
+    lazy = x.assign_coords(image_id=("image", ids)).chunk(image=3)
+    with computes_at_most(0):
+        pearson_r(lazy, lazy + 1, "image")
+
+
+def test_no_samples_are_said():
+    x, y = pair()
+    with pytest.raises(SchemaError, match="nothing along 'image'"):
+        pearson_r(x.isel(image=[]), y.isel(image=[]), "image")

@@ -8,6 +8,7 @@ import scipy.stats
 import xarray as xr
 
 from nedx.errors import SchemaError
+from nedx.metrics.correlation import pearson_r
 from nedx.metrics.inference import bootstrap_mean, bootstrap_r, fdr, permutation_p, sign_flip_p
 from tests.laziness import computes_at_most
 
@@ -166,3 +167,29 @@ def test_what_does_not_fit_is_said():
         bootstrap_mean(x, "image", level=95)
     with pytest.raises(ValueError, match="'two-sided'"):
         sign_flip_p(x, "image", alternative="both")
+
+
+def test_images_are_never_paired_by_position():
+    x, y = pair()
+    names = np.array([f"set:{i}" for i in range(x.sizes["image"])], dtype=object)
+    x, y = (
+        x.assign_coords(image_id=("image", names)),
+        y.assign_coords(image_id=("image", names[::-1])),
+    )
+    for verb in (permutation_p, bootstrap_r):
+        with pytest.raises(SchemaError, match="not the same 'image_id'"):
+            verb(x, y)
+
+
+def test_resamples_without_a_correlation_do_not_take_the_interval_away():
+    rng = np.random.default_rng(0)
+    values = np.zeros((50, 2))
+    # A neuron driven by three images of fifty: one resample in twenty has none of them.
+    values[:3] = [[1, 3], [1, 2], [1, 1]]
+    measured = xr.DataArray(values, dims=("image", "unit"))
+    predicted = measured + 0.1 * rng.standard_normal(values.shape)
+    found = bootstrap_r(measured, predicted)
+    r = pearson_r(measured, predicted, "image")
+    assert ((found.sel(bound="lower") < r) & (r < found.sel(bound="upper"))).all()
+    few = bootstrap_r(measured[:4], predicted[:4], n_resamples=300)
+    assert (abs(few) <= 1).all()

@@ -104,3 +104,12 @@ def test_one_subject_has_no_others():
         leave_one_subject_out(subjects(n_subjects=1))
     with pytest.raises(SchemaError, match="no subject"):
         leave_one_subject_out(subjects().isel(subject=0))
+
+
+def test_subjects_in_float16_equal_those_in_float32():
+    rng = np.random.default_rng(0)
+    values = (600 + rng.standard_normal((200, 20, 2))).astype("f2")
+    array = xr.DataArray(values, dims=("subject", "image", "voxel"))
+    xr.testing.assert_allclose(
+        leave_one_subject_out(array), leave_one_subject_out(array.astype("f4")), atol=1e-6
+    )

@@ -198,6 +198,8 @@ def test_no_repeats_are_an_error():
         noise_ceiling(xr.Dataset())
     with pytest.raises(ValueError, match="'ncsnr', 'split_half' or"):
         noise_ceiling(array, method="half")
+    with pytest.raises(ValueError, match="at least 1 of every image"):
+        noise_ceiling_from_ncsnr(xr.DataArray([1.0]), [3, 0])
 
 
 def test_the_perfect_model_scores_its_ceiling():

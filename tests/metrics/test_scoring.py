@@ -86,3 +86,15 @@ def test_the_ceiling_of_every_subject_of_a_tree():
     for name in ("sub-01", "sub-02"):
         wanted = tree[name].to_dataset().ned.noise_ceiling(method="leave_one_out")
         np.testing.assert_array_equal(found[name].noise_ceiling, wanted)
+
+
+def test_many_float16_repeats_do_not_overflow():
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((6, 1, 2))
+    values = (600 + 50 * signal + rng.standard_normal((6, 300, 2))).astype("f2")
+    for lazy in (False, True):
+        response = xr.DataArray(values, dims=("image", "repetition", "channel"))
+        predicted = xr.DataArray(signal[:, 0], dims=("image", "channel"))
+        ds = xr.Dataset({"response": response, "response_predicted": predicted})
+        found = nedx.score(ds.chunk(image=2) if lazy else ds)
+        assert float(found.accuracy.min()) > 0.99

@@ -201,6 +201,17 @@ def test_what_cannot_be_compared_is_said_first():
         rdm(ragged, "crossnobis", folds="session")
 
 
+def test_absent_presentations_are_left_out_in_both_layouts():
+    responses = repeated()
+    responses[0, 0, 2, 1] = np.nan
+    by_trial = rdm(as_trials(responses))
+    expected = rdm(responses)
+    assert np.isfinite(expected).all()
+    order = [list(by_trial.image_id.values).index(i) for i in expected.image_id.values]
+    found = by_trial.isel(image=order, image_2=order)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_nan_is_an_error_when_computed(method):
     responses = repeated()

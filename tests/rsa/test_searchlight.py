@@ -108,6 +108,14 @@ def test_what_cannot_be_searched_is_said_first():
         searchlight_rdm(responses, radius=0)
     with pytest.raises(SelectionError, match="positions from 0 to 63; found 64"):
         searchlight_rdm(responses, [np.array([64])] * 64)
+    with pytest.raises(SelectionError, match="positions from 0 to 63; found -1"):
+        searchlight_rdm(responses, [np.array([-1])] * 64)
+    for wrong in (64, -1):
+        with pytest.raises(SelectionError, match=f"centers are positions .* found {wrong}"):
+            searchlight_rdm(responses, radius=3, centers=np.array([wrong]))
+    unplaced = responses.assign_coords(x=responses.x.where(responses.x > responses.x.min()))
+    with pytest.raises(SelectionError, match="have no finite x, y, z"):
+        searchlight_rdm(unplaced, radius=3)
     with pytest.raises(SelectionError, match="3 neighbourhoods of 64 centers"):
         searchlight_rdm(responses, [np.array([0])] * 3)
     with pytest.raises(SchemaError, match="1 of 64 neighbourhoods are empty"):

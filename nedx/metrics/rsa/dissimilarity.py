@@ -9,10 +9,11 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError
+from nedx.metrics.repeats import response_of
 from nedx.metrics.rsa import kernels
 from nedx.metrics.rsa.blocks import all_pairs
 from nedx.metrics.rsa.noise import Noise, whitened
-from nedx.metrics.rsa.patterns import lead_dims, patterns, response_of
+from nedx.metrics.rsa.patterns import lead_dims, patterns
 
 Method = Literal["correlation", "euclidean", "crossnobis", "decoding"]
 

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError, SelectionError, close_matches
+from nedx.metrics.repeats import response_of
 from nedx.schema import neuroid_dim, role_dim, sample_dim
 
 BLOCK_BYTES = 32 * 2**20
@@ -63,15 +64,6 @@ def patterns(
     if array.sizes[condition] < 2:
         raise SchemaError(_name(array), [f"one {condition} only: an RDM compares at least two"])
     return _arranged(array, condition, over, block_size)
-
-
-def response_of(data: xr.DataArray | xr.Dataset) -> xr.DataArray:
-    """Return the responses of a Dataset, or the array itself."""
-    if isinstance(data, xr.DataArray):
-        return data
-    if "response" not in data:
-        raise SchemaError("the data", [f"no variable 'response'; there are {list(data)}"])
-    return data["response"]
 
 
 def lead_dims(array: xr.DataArray) -> list[str]:
@@ -220,6 +212,12 @@ def _cell_means(
 def _block_means(trials: np.ndarray, counts: np.ndarray, *, n_folds: int) -> np.ndarray:
     starts = np.cumsum(counts) - counts
     sums = np.add.reduceat(trials, starts, axis=-1, dtype=np.float64)
+    if np.isnan(sums).any():
+        # As the mean over a dim of repetitions does; NaN where nothing is left.
+        absent = np.isnan(trials)
+        sums = np.add.reduceat(np.where(absent, 0, trials), starts, axis=-1, dtype=np.float64)
+        left = np.add.reduceat(~absent, starts, axis=-1, dtype=np.float64)
+        counts = np.where(left > 0, left, np.nan)
     return (sums / counts).reshape(*sums.shape[:-1], -1, n_folds).astype(trials.dtype)
 
 

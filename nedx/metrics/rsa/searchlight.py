@@ -10,9 +10,10 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError, SelectionError
+from nedx.metrics.repeats import response_of
 from nedx.metrics.rsa.dissimilarity import LONG_NAMES, labelled, squared_units
 from nedx.metrics.rsa.kernels import checked, exact
-from nedx.metrics.rsa.patterns import BLOCK_BYTES, lead_dims, patterns, response_of
+from nedx.metrics.rsa.patterns import BLOCK_BYTES, lead_dims, patterns
 from nedx.schema import neuroid_dim
 
 Method = Literal["correlation", "euclidean"]
@@ -75,6 +76,9 @@ def searchlight_rdm(
         raise SelectionError(f"a searchlight needs a neuroid dim; there are {response.dims}")
     count = response.sizes[dim]
     centers = np.arange(count) if centers is None else np.asarray(centers)
+    if centers.size and not 0 <= centers.min() <= centers.max() < count:
+        spread = f"{centers.min()} to {centers.max()}"
+        raise SelectionError(f"centers are positions from 0 to {count - 1}; found {spread}")
     if (neighbours is None) == (radius is None):
         raise SelectionError("give neighbours= or radius=")
     if radius is not None:
@@ -140,6 +144,9 @@ def sphere_neighbours(
     if not radius > 0:
         raise SelectionError(f"radius is above 0, not {radius}")
     points = np.stack([response[c].values.astype(np.float64) for c in coordinates], axis=1)
+    if unplaced := int((~np.isfinite(points)).any(axis=1).sum()):
+        fault = f"{unplaced} of {len(points)} {dim}s have no finite {', '.join(coordinates)}"
+        raise SelectionError(f"{fault}: leave them out, or give neighbours=")
     around = points if centers is None else points[centers]
     found = cKDTree(points).query_ball_point(around, radius, return_sorted=True)
     return [np.asarray(some, dtype=np.int64) for some in found]
@@ -209,7 +216,8 @@ def _padded(neighbours: Sequence[np.ndarray], centers: np.ndarray, count: int) -
     table = np.full((lengths.size, lengths.max()), -1, dtype=np.int64)
     flat = np.concatenate([np.asarray(some) for some in neighbours])
     if flat.min() < 0 or flat.max() >= count:
-        raise SelectionError(f"neighbours are positions from 0 to {count - 1}; found {flat.max()}")
+        wrong = flat.min() if flat.min() < 0 else flat.max()
+        raise SelectionError(f"neighbours are positions from 0 to {count - 1}; found {wrong}")
     table[np.arange(table.shape[1]) < lengths[:, np.newaxis]] = flat
     return table
 
