@@ -77,8 +77,10 @@ def zscore(
         means.append(part.mean(axes, dtype=np.float64))
         deviations.append(part.std(axes, dtype=np.float64))
     made = apply_by_group(response, group, [means, deviations], standardise)
+    # What an earlier whitening was fitted to is not what these z-scores are.
+    kept = {name: value for name, value in response.attrs.items() if name != "normalization_fit"}
     made.attrs = {
-        **response.attrs,
+        **kept,
         "units": "1",
         "normalization": "zscore",
         "normalization_scope": scope,

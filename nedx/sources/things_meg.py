@@ -108,7 +108,7 @@ def _places(base: Path, subject: Subjects | None) -> dict[str, Path]:
         )
     if subject is None:
         return found
-    listed = [subject] if isinstance(subject, str | int) else list(subject)
+    listed = [subject] if isinstance(subject, str | int | np.integer) else list(subject)
     wanted = [subject_label(str(one).removeprefix("P")) for one in listed]
     for label in wanted:
         if label not in found:

@@ -31,13 +31,18 @@ def chosen_subjects(subject: Subjects | None, known: list[str], dataset: str) ->
     """
     if subject is None:
         return known
-    given = [subject] if isinstance(subject, str | int | np.integer) else list(subject)
-    labels = list(dict.fromkeys(subject_label(one) for one in given))
+    labels = listed_subjects(subject)
     unknown = [label for label in labels if label not in known]
     if unknown or not labels:
         asked = ", ".join(unknown) or "none"
         raise SelectionError(f"{dataset} has the subjects {', '.join(known)}, not {asked}")
     return labels
+
+
+def listed_subjects(subject: Subjects) -> list[str]:
+    """Return the labels of one subject or several, each once: ``1`` becomes ``"sub-01"``."""
+    given = [subject] if isinstance(subject, str | int | np.integer) else list(subject)
+    return list(dict.fromkeys(subject_label(one) for one in given))
 
 
 def earlier_presentations(images: np.ndarray) -> np.ndarray:

@@ -148,6 +148,13 @@ def test_what_cannot_be_done(rng):
         zscore(ds.assign_coords(partition=("trial", ["test"] * 6)), "train")
 
 
+def test_zscores_of_whitened_responses_do_not_say_what_whitening_was_fitted_to(rng):
+    white = whiten(make_trials(rng.normal(size=(24, 3, 4))))
+    attrs = zscore(white, "train").response.attrs
+    assert attrs["normalization"] == "zscore"
+    assert "normalization_fit" not in attrs
+
+
 def test_the_accessor_does_the_same(rng):
     ds = make_trials(rng.normal(size=(24, 3, 4)))
     xr.testing.assert_identical(ds.ned.zscore("train").compute(), zscore(ds, "train").compute())

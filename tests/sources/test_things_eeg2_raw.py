@@ -287,6 +287,7 @@ def test_several_subjects_are_children(tmp_path):
     assert list(tree.children) == ["sub-01", "sub-10"]
     nedx.validate(tree)
     one = open_raw(tmp_path, subject="10")
+    assert open_raw(tmp_path, subject=np.int64(10)).attrs["subject_ids"] == ["sub-10"]
     assert one.attrs["subject_ids"] == ["sub-10"]
     with pytest.raises(SelectionError, match="no subject 'sub-03'"):
         open_raw(tmp_path, subject=3)

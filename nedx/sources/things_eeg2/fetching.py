@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nedx.errors import CorruptStoreError, SelectionError, StoreError, close_matches
-from nedx.schema import subject_label
 from nedx.selection import Subjects
+from nedx.sources.trials import listed_subjects
 from nedx.store.location import pauses
 
 OSF = "https://osf.io/download/{id}/"
@@ -126,8 +126,7 @@ def pull(
 def _subjects(subject: Subjects | None) -> list[str]:
     if subject is None:
         return list(RAW)
-    listed = [subject] if isinstance(subject, str | int) else list(subject)
-    labels = [subject_label(one) for one in listed]
+    labels = listed_subjects(subject)
     for label in labels:
         if label not in RAW:
             raise SelectionError(f"no subject {label!r}: {close_matches(label, RAW)}")

@@ -18,10 +18,11 @@ import xarray as xr
 
 from nedx.errors import SelectionError, SourceError, StoreError, close_matches
 from nedx.preprocessing.steps import with_step
-from nedx.schema import parse, subject_label
+from nedx.schema import parse
 from nedx.selection import Subjects
 from nedx.sources.mapped_pickles import lazy_array, open_pickled
 from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images, scalp_labels
+from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
 Normalization = Literal["whitened", "zscore"]
@@ -117,8 +118,7 @@ def _places(folder: Path, subject: Subjects | None) -> dict[str, Path]:
         )
     if subject is None:
         return there
-    listed = [subject] if isinstance(subject, str | int) else list(subject)
-    wanted = [subject_label(one) for one in listed]
+    wanted = listed_subjects(subject)
     for label in wanted:
         if label not in there:
             raise SelectionError(f"no subject {label!r} in {folder}: {close_matches(label, there)}")

@@ -23,11 +23,12 @@ from nedx.preprocessing.epochs import (
 )
 from nedx.preprocessing.recipes import Recipe, find_recipe
 from nedx.preprocessing.steps import with_step
-from nedx.schema import parse, subject_label
+from nedx.schema import parse
 from nedx.selection import Subjects
 from nedx.sources.mapped_pickles import open_pickled
 from nedx.sources.mne_files import channel_labels
 from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images, scalp_labels
+from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
 SESSIONS = (1, 2, 3, 4)
@@ -147,8 +148,7 @@ def _subjects(folder: Path, subject: Subjects | None) -> list[str]:
     there = sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
     if subject is None:
         return there
-    listed = [subject] if isinstance(subject, str | int) else list(subject)
-    wanted = [subject_label(one) for one in listed]
+    wanted = listed_subjects(subject)
     for label in wanted:
         if label not in there:
             raise SelectionError(f"no subject {label!r} in {folder}: {close_matches(label, there)}")
