@@ -77,6 +77,18 @@ def test_eeg(tmp_path, taps, width, images, version):
     assert encoded.attrs["license"] == "CC-BY-NC-4.0"
 
 
+@pytest.mark.parametrize("factor", [1, 100])
+def test_ceilings_of_eeg_are_fractions_whatever_the_file_says(tmp_path, width, factor):
+    tree.write_eeg(tmp_path, 1, width, model="alexnet")
+    place = next(tmp_path.rglob("metadata_subject-01.npy"))
+    metadata = np.load(place, allow_pickle=True).item()
+    ceiling = np.random.default_rng(0).uniform(0.05, 0.9, (63, 140))
+    metadata["eeg"]["noise_ceiling"] = factor * ceiling
+    models.save(place, metadata)
+    model = open_model(tmp_path, "eeg-things_eeg_2-alexnet", subject=1, backbone=GABOR)
+    np.testing.assert_allclose(model.weights["noise_ceiling"][0], ceiling, rtol=1e-6)
+
+
 def test_versions_are_told_apart_file_by_file(tmp_path, taps, width, images):
     first = tree.write_eeg(tmp_path, 1, width, version=1)
     second = tree.write_eeg(tmp_path, 2, width, version=2)

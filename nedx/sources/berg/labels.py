@@ -57,13 +57,14 @@ def eeg_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
     """
     eeg, model = metadata["eeg"], metadata["encoding_models"]
     accuracy = model.get("encoding_accuracy", model)
+    ceiling = eeg.get("noise_ceiling")
     found = {
         "encoding_accuracy": (
             _first(accuracy, "correlation_averaged_repetitions", "correlation_all_repetitions"),
             {**_ACCURACY, "test_set": "mean over repetitions of 200 test images"},
         ),
         "ncsnr": (eeg.get("ncsnr"), _NCSNR),
-        "noise_ceiling": (eeg.get("noise_ceiling"), _CEILING),
+        "noise_ceiling": (None if ceiling is None else as_fraction(ceiling), _CEILING),
     }
     images = model.get("train_img_info") or model.get("train_test_things_image_splits", {})
     tests = model.get("test_img_info") or model.get("train_test_things_image_splits", {})

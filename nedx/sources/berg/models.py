@@ -164,6 +164,7 @@ def open_model(
         The published id, for example ``"fmri-nsd_fsaverage-vit_b_32"``.
     subject : str, int or sequence, optional
         Only the files of these are fetched, 0.5 to 2 GB each, once; all subjects by default.
+        Of THINGS-fMRI one has to be named: its subjects have voxels of their own.
     split : str, optional
         Training split of a THINGS-MEG model: ``"full"`` (default), ``"split1"`` to ``"split4"``.
     backbone : BackboneRecipe, optional
