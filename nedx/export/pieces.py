@@ -17,7 +17,7 @@ _MAIN = ("response", "response_predicted", "features", "pixels")
 
 
 def one_group(obj: xr.Dataset | xr.DataTree) -> xr.Dataset:
-    """Return the Dataset, or the only subject of a DataTree.
+    """Return the Dataset, or the only subject of a DataTree, which is then named as a label.
 
     Raises
     ------
@@ -25,7 +25,7 @@ def one_group(obj: xr.Dataset | xr.DataTree) -> xr.Dataset:
         If a tree holds several subjects, each with neuroids of its own.
     """
     if isinstance(obj, xr.Dataset):
-        return obj
+        return _with_subject(obj)
     names = [str(name) for name in obj.children]
     if len(names) != 1:
         found = ", ".join(names) or "no subject"
@@ -33,7 +33,14 @@ def one_group(obj: xr.Dataset | xr.DataTree) -> xr.Dataset:
             f"a DataTree of {found}, each with neuroids of its own; expected one subject. "
             "Type tree.ned.sel(subject=1) first"
         )
-    return obj.children[names[0]].to_dataset(inherit=True)
+    return _with_subject(obj.children[names[0]].to_dataset(inherit=True))
+
+
+def _with_subject(ds: xr.Dataset) -> xr.Dataset:
+    """Make a label of the subject that a group of a tree has in its attributes only."""
+    name = ds.attrs.get("subject")
+    # Voxel 3 of one subject is not voxel 3 of another where their tables are joined.
+    return ds if name is None or "subject" in ds.variables else ds.assign_coords(subject=str(name))
 
 
 def one_subject(array: xr.DataArray) -> xr.DataArray:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-import nedx  # noqa: F401
+import nedx
 from nedx.errors import SelectionError
 from tests.laziness import computes_at_most
 
@@ -112,3 +112,13 @@ def test_a_table_that_nobody_can_hold_is_refused_before_it_is_computed():
     tree = xr.DataTree.from_dict({"/sub-01": ds, "/sub-02": ds})
     with pytest.raises(SelectionError, match="expected one subject"):
         tree.ned.to_dataframe()
+
+
+def test_subjects_with_voxels_of_their_own_stay_apart():
+    tree = nedx.open("sim-fmri")
+    for subject in (1, 2):
+        one = tree.ned.sel(subject=subject, roi="V1").isel(image=slice(2))
+        assembly = one.ned.to_brainio(multi_index=False)
+        assert set(assembly["subject"].values) == {f"sub-0{subject}"}
+        assert str(assembly["neuroid_id"].values[0]).startswith(f"sub-0{subject}.")
+        assert set(one.ned.to_dataframe()["subject"]) == {f"sub-0{subject}"}
