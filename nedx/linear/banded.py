@@ -331,7 +331,7 @@ def _checked_weights(weights: int | np.ndarray, bands: int, seed: int) -> np.nda
         if weights < 1:
             raise ModelError(f"{weights} weightings were asked for; type one or more")
         return random_weights(int(weights), bands, seed)
-    found = np.asarray(weights, np.float64)
+    found = np.array(weights, np.float64, order="C")
     if found.ndim != 2 or found.shape[1] != bands:
         raise ModelError(f"weights have shape {found.shape}; expected (candidate, {bands} bands)")
     if not (np.isfinite(found).all() and (found >= 0).all() and found.any(1).all()):

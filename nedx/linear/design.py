@@ -65,9 +65,10 @@ class Design:
         scaled = (shrunk.double() / self.values[:, None]).to(shrunk.dtype)
         of_samples = self._vectors.to(shrunk.dtype) @ scaled
         weights = shrunk.new_zeros(self.features, shrunk.shape[1])
+        mean = self.mean.to(shrunk.dtype)
         for part, rows in self.x.pieces():
-            weights.addmm_(rows.T, of_samples[part])
-        # The axes are orthogonal to a constant, so it is all the same that rows are not centred.
+            # Axes are orthogonal to a constant but for rounding, which a mean far from zero shows.
+            weights.addmm_((rows - mean).T, of_samples[part])
         return weights
 
     def of_mean(self, weights: torch.Tensor) -> torch.Tensor:

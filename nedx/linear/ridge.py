@@ -228,7 +228,8 @@ class RidgeSolver:
 def checked_penalties(alphas: Sequence[float]) -> np.ndarray:
     """Return penalties as float64 (alpha,), or say why they are none."""
     try:
-        penalties = np.asarray(alphas, np.float64)
+        # A copy: tensors cannot share what is read-only or runs backwards.
+        penalties = np.array(alphas, np.float64, order="C")
     except (TypeError, ValueError):
         penalties = np.empty(0)
     if penalties.ndim != 1 or not penalties.size or not (penalties > 0).all():

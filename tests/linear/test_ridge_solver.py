@@ -242,6 +242,24 @@ def test_responses_far_from_zero_in_single_precision(cv):
     np.testing.assert_allclose(at_mean, y.mean(0, dtype=float), rtol=0, atol=2e-3)
 
 
+def test_constant_and_far_features_of_a_wide_ridge_in_single_precision():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 300)).astype("f4")
+    y = (x[:, 200:210] @ rng.normal(size=(10, 3))).astype("f4")
+    x[:, :100] = rng.normal(size=100) * np.geomspace(1e-3, 1e6, 100)
+    x[:, 100:200] += 1e4
+    single = fit_ridge(x, y, ALPHAS, np.arange(50) % 5)
+    exact = fit_ridge(x.astype(float), y.astype(float), ALPHAS, np.arange(50) % 5)
+    assert np.abs(single.coef[:100]).max() < 1e-6
+    np.testing.assert_allclose(single.coef, exact.coef, atol=1e-5)
+
+
+def test_penalties_in_any_order(data):
+    x, y = data
+    fit = fit_ridge(x, y, ALPHAS[::-1])
+    np.testing.assert_array_equal(fit.alpha, fit_ridge(x, y, ALPHAS).alpha)
+
+
 def test_samples_are_compared_before_features_are_gone_through():
     lazy = da.map_blocks(lambda: 1 / 0, chunks=((20, 20), (3,)), dtype="f4", meta=np.empty((0, 0)))
     with pytest.raises(ModelError, match="40 samples, responses 39"):
