@@ -116,6 +116,9 @@ def _predicted(
     predicted: xr.DataArray = out["response_predicted"]  # type: ignore[assignment]
     if "repetition" in predicted.dims:
         predicted = predicted.mean("repetition", keep_attrs=True)
+    if "subject" in predicted.dims and "subject" in ds.coords and not ds["subject"].ndim:
+        # One of several on a grid, of whom the responses have no dim.
+        predicted = predicted.sel(subject=ds["subject"].values[()], drop=True)
     return predicted
 
 

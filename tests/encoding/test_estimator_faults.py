@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import nedx.encoding.estimators.base as base
 from nedx.encoding.estimators import BandedRidgeEncoder, L2LiREncoder, OLSEncoder, RidgeEncoder
@@ -98,3 +99,17 @@ def test_features_to_choose_among_are_checked():
     still = with_values(given, "features", np.ones_like(values)).chunk(image=30)
     with pytest.raises(ModelError, match="all 30 features are constant"):
         encoder.fit(still, responses)
+
+
+def test_one_subject_of_a_grid_is_scored_alone():
+    given, responses = features_and_responses()
+    other = with_values(responses, "response", features_and_responses(seed=1)[1].response.values)
+    both = xr.concat([responses, other], xr.IndexVariable("subject", ["sub-01", "sub-02"]))
+    train, test = slice(0, 70), slice(70, 90)
+    encoder = RidgeEncoder(GABOR, n_components=5)
+    encoder.fit(given.isel(image=train), both.isel(image=train))
+    held = both.isel(image=test)
+    together = encoder.evaluate(given, held).accuracy.transpose("subject", "channel").values
+    for i in range(2):
+        alone = encoder.evaluate(given, held.isel(subject=i)).accuracy
+        np.testing.assert_allclose(alone.values, together[i], atol=1e-6)
