@@ -408,7 +408,11 @@ def targets_of(group: str, ds: xr.Dataset) -> Targets:
     rows = ds[f"{PREFIX}row"].values
     rest = tuple(ds[f"{PREFIX}{dim}"].values for dim in others)
     if "subject" not in ds["readout"].dims:
-        return Targets((Head(group),), np.atleast_2d(rows), rest, subject_axis=False)
+        head = Head(group)
+        if f"{PREFIX}place" in ds:
+            # A store of one subject, whose arrays have a subject axis all the same.
+            head = Head("", int(ds[f"{PREFIX}subject"]), str(ds[f"{PREFIX}place"].item()))
+        return Targets((head,), np.atleast_2d(rows), rest, subject_axis=False)
     subjects = ds[f"{PREFIX}subject"].values
     rows = np.broadcast_to(rows, (len(subjects), rows.shape[-1]))
     places = ds[f"{PREFIX}place"].values if f"{PREFIX}place" in ds else [""] * len(subjects)

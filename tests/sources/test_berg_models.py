@@ -168,17 +168,34 @@ def test_things_fmri(tmp_path, taps, width, images):
     assert encoded.ned.roi("lFFA")["voxel"].values.tolist() == [2, 7]
 
 
-def test_subjects_with_voxels_of_their_own_are_opened_one_by_one(tmp_path, width, monkeypatch):
-    monkeypatch.setenv("NEDX_CACHE", str(tmp_path / "cache"))
-    for subject in (1, 2, 3):
-        tree.write_things_fmri(tmp_path, subject, width)
-    for subject in (None, [1, 2]):
-        with pytest.raises(SelectionError, match="voxels of their own.*subject='sub-01'"):
-            open_model(tmp_path, THINGS, subject=subject, backbone=GABOR)
-    assert not (tmp_path / "cache").exists()
+@pytest.mark.parametrize("subject", [None, [3, 1]])
+def test_subjects_with_voxels_of_their_own(tmp_path, taps, width, images, subject):
+    wrote = {f"sub-{s:02d}": tree.write_things_fmri(tmp_path, s, width) for s in (1, 2, 3)}
+    model = open_model(tmp_path, THINGS, subject=subject, backbone=GABOR)
+    wanted = ["sub-03", "sub-01"] if subject else list(wrote)
+    assert model.is_ragged
+    assert list(model.subjects) == wanted
+    encoded = images.ned.encode(model)
+    for name in wanted:
+        parts = wrote[name]["weights"]
+        truth = plain(taps, parts["scaler_param"], parts["pca_param"], parts["reg_param"])
+        close(encoded[name]["response"].squeeze(), truth)
+        alone = images.ned.encode(open_model(tmp_path, THINGS, subject=name, backbone=GABOR))
+        alone = alone.squeeze("subject", drop=True)
+        for label in ("noise_ceiling", "roi_mask", "i"):
+            np.testing.assert_array_equal(encoded[name][label], alone[label])
+    one = images.ned.encode(model, subject=wanted[0], roi="lFFA")
+    chosen = encoded[wanted[0]].to_dataset().ned.roi("lFFA")
+    found = one if isinstance(one, xr.Dataset) else one[wanted[0]].to_dataset()
+    np.testing.assert_allclose(found["response"].squeeze(), chosen["response"].squeeze(), atol=1e-5)
+    model.to_zarr(tmp_path / "all.zarr")
+    again = images.ned.encode(nedx.load_model(tmp_path / "all.zarr"))
+    for name in wanted:
+        np.testing.assert_allclose(again[name]["response"], encoded[name]["response"], atol=1e-5)
+        nedx.validate(encoded[name].to_dataset())
 
 
-def test_arrays_of_two_animals_that_are_numbered_otherwise(tmp_path, width):
+def test_arrays_of_two_animals_that_are_numbered_otherwise(tmp_path, width, images):
     for animal in "FN":
         tree.write_tvsd(tmp_path, animal, width)
     place = next(tmp_path.rglob("metadata_monkeyN.npy"))
@@ -186,8 +203,12 @@ def test_arrays_of_two_animals_that_are_numbered_otherwise(tmp_path, width):
     home = metadata.get("utah_array", metadata.get("utah-array"))
     home["electrode_order"] = np.asarray(home["electrode_order"])[::-1]
     models.save(place, metadata)
-    with pytest.raises(ModelError, match="electrode.*one by one"):
-        open_model(tmp_path, TVSD, backbone=GABOR)
+    encoded = images.ned.encode(open_model(tmp_path, TVSD, backbone=GABOR))
+    assert len(encoded.children) == 2
+    for name, found in encoded.children.items():
+        alone = images.ned.encode(open_model(tmp_path, TVSD, subject=name, backbone=GABOR))
+        close(found["response"].values, alone["response"].squeeze("subject").values)
+        np.testing.assert_array_equal(found["electrode"], alone["electrode"])
 
 
 def test_tvsd(tmp_path, taps, width, images):

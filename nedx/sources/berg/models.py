@@ -58,7 +58,6 @@ class _Family:
     label: Any
     dims: tuple[str, ...]
     about: Mapping[str, str]
-    own_voxels: bool = False
 
 
 _NED = {"normalization_scope": "session"}
@@ -112,7 +111,6 @@ _FAMILIES = {
             "dataset": "things-fmri1",
             "training_data": "THINGS-fMRI1",
         },
-        own_voxels=True,
     ),
     "tvsd": _Family(
         labels.tvsd_labels,
@@ -217,28 +215,18 @@ def _open(
 
     at = Location.of(root)
     wanted = _subjects(model_id, subject)
-    if len(wanted) > 1 and _family(model_id).own_voxels:
-        raise SelectionError(
-            f"the subjects of {model_id} have voxels of their own, which share no axis: open them "
-            f"one by one. Type: subject={wanted[0]!r}"
-        )
     policy = _checked(preprocessing, given=backbone is not None)
     recipe = _backbone(model_id, backbone)
     files = {name: find_files(at, model_id, name, split) for name in wanted}
     check = _checker(files, model_id, selection or {})
-    places = {
-        name: _converted(
-            one, model_id, name, _prepared(recipe, one, model_id, policy), split, check
-        )
-        for name, one in files.items()
-    }
-    try:
-        return join_models(places)
-    except xr.MergeError as error:
-        raise ModelError(
-            f"the labels of {', '.join(wanted)} in {model_id} differ, so that they share no axis: "
-            f"{error}. Open them one by one, for example subject={wanted[0]!r}"
-        ) from error
+    return join_models(
+        {
+            name: _converted(
+                one, model_id, name, _prepared(recipe, one, model_id, policy), split, check
+            )
+            for name, one in files.items()
+        }
+    )
 
 
 def _checker(
