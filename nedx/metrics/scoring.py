@@ -11,7 +11,7 @@ from nedx.errors import NedxWarning, SchemaError
 from nedx.metrics.accuracy import determination, squared_correlation
 from nedx.metrics.correlation import pearson_r
 from nedx.metrics.noise_ceiling import Method, noise_ceiling
-from nedx.metrics.repeats import averaged, has_repeats
+from nedx.metrics.repeats import averaged, has_repeats, image_codes, n_repetitions
 
 Metric = Literal["pearson_r", "r2", "determination"]
 
@@ -65,7 +65,8 @@ def score(
     Warns
     -----
     NedxWarning
-        If ``partition`` says that images were used in training.
+        If ``partition`` says that images were used in training, or ``n_repetitions`` of the
+        ``noise_ceiling`` of the Dataset that it is of other means than are compared.
     """
     if metric not in _METRICS:
         names = ", ".join(repr(name) for name in _METRICS)
@@ -87,6 +88,8 @@ def score(
     ceiling = ds.get("noise_ceiling")
     if ceiling is None and has_repeats(ds["response"]):
         ceiling = noise_ceiling(ds["response"], method=method, n_splits=n_splits, seed=seed)
+    elif ceiling is not None:
+        _warn_of_other_means(ceiling, ds["response"])
     if ceiling is not None:
         normalized = _normalized(accuracy, ceiling, metric)
         added |= {"noise_ceiling": ceiling, "accuracy_normalized": normalized}
@@ -120,6 +123,21 @@ def _refuse_other_scales(measured: xr.DataArray, predicted: xr.DataArray) -> Non
         "label is wrong, type ds.response_predicted.attrs.update(units=..., normalization=...)"
     )
     raise SchemaError("what is scored", [*faults, advice])
+
+
+def _warn_of_other_means(ceiling: xr.DataArray, measured: xr.DataArray) -> None:
+    """Warn where repetitions were selected since the ceiling was computed."""
+    stored = ceiling.attrs.get("n_repetitions")
+    if stored is None or not has_repeats(measured):
+        return
+    found = n_repetitions(image_codes(measured)[1])
+    if abs(found - stored) > 1e-3 * found:
+        warnings.warn(
+            f"noise_ceiling is of means over {stored:g} repetitions, but means over {found:g} are "
+            "compared; to compute it of these, type ds.drop_vars('noise_ceiling').ned.score()",
+            NedxWarning,
+            stacklevel=3,
+        )
 
 
 def _warn_of_training(ds: xr.Dataset) -> None:

@@ -6,7 +6,7 @@ import xarray as xr
 from sklearn.metrics import r2_score
 
 import nedx
-from nedx.errors import SchemaError
+from nedx.errors import NedxWarning, SchemaError
 from tests.laziness import computes_at_most
 from tests.metrics.simulated import simulated
 
@@ -98,3 +98,13 @@ def test_many_float16_repeats_do_not_overflow():
         ds = xr.Dataset({"response": response, "response_predicted": predicted})
         found = nedx.score(ds.chunk(image=2) if lazy else ds)
         assert float(found.accuracy.min()) > 0.99
+
+
+def test_a_ceiling_of_other_means_than_are_compared_is_told(ds):
+    # An encoding model is compared with fewer repeats than the stored ceiling is of.
+    stored = ds.assign(noise_ceiling=ds.ned.noise_ceiling())
+    stored.ned.score()
+    fewer = stored.isel(repetition=slice(2))
+    with pytest.warns(NedxWarning, match="over 4 repetitions, but means over 2 .*drop_vars"):
+        fewer.ned.score()
+    fewer.drop_vars("noise_ceiling").ned.score()
