@@ -51,7 +51,7 @@ def learning_curve() -> list[Row]:
     best = np.sqrt(np.clip(truth["noise_ceiling"].sel(subject=SUBJECT, time=TIMES), 0, None))
     rows = []
     for images in (1000, 5000, 16_540):
-        accuracy = _redrawn(features[train], features[~train], images)
+        accuracy = _redrawn(features[~train], images)
         ratio = float(accuracy.mean() / best.values.mean())
         title = f"sim-eeg, {images:,} training images: r over the ceiling of the linear part"
         note = f"the store has {int(train.sum())}; {SUBJECT}, {len(TIMES)} times"
@@ -59,28 +59,29 @@ def learning_curve() -> list[Row]:
     return rows
 
 
-def _redrawn(known: np.ndarray, test: np.ndarray, images: int) -> np.ndarray:
+def _redrawn(test: np.ndarray, images: int) -> np.ndarray:
     """Return r of each channel and time on the test images, fitted to new training images.
 
     The mean over several draws of the test trials: in 200 images shown once, r moves by .03.
     """
+    import nedx
     from nedx.linear.ridge import fit_ridge
     from nedx.metrics.correlation import correlate
     from nedx.simulation import eeg
 
     rng = np.random.default_rng(0)
-    x = rng.multivariate_normal(known.mean(0), np.cov(known.T), images)
     at = np.isin(eeg.TIMES, TIMES)
+    drawn = nedx.simulate_eeg(images, subject=SUBJECT)
+    means = drawn["response"].isel(subject=0, time=at).mean("repetition")
 
-    def trials(features: np.ndarray) -> np.ndarray:
-        signal = eeg.noise_free(features, SUBJECT)
+    def trials() -> np.ndarray:
+        signal = eeg.noise_free(test, SUBJECT)
         noisy = eeg.add_noise(signal, eeg.noise_sd(SUBJECT), eeg.EEG_REPETITIONS, rng)
-        return noisy[..., at].mean(1).reshape(len(features), -1)
+        return noisy[..., at].mean(1).reshape(len(test), -1)
 
-    y = np.concatenate([trials(part) for part in np.array_split(x, images // 200)])
-    fit = fit_ridge(x.astype("f4"), y, ALPHAS)
+    fit = fit_ridge(drawn["features"].values, means.values.reshape(images, -1), ALPHAS)
     predicted = test @ fit.coef
-    return np.mean([correlate(predicted.T, trials(test).T) for _ in range(10)], axis=0)
+    return np.mean([correlate(predicted.T, trials().T) for _ in range(10)], axis=0)
 
 
 def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
     from nedx.schema import parse, validate
+    from nedx.simulation.drawing import simulate_eeg
     from nedx.sources.importing import import_source
     from nedx.stimuli import open_images
     from nedx.store.opening import open_store
@@ -70,6 +71,7 @@ _MODULES = {
     "score": "nedx.metrics.scoring",
     "search": "nedx.catalog.listing",
     "searchlight_rdm": "nedx.metrics.rsa",
+    "simulate_eeg": "nedx.simulation.drawing",
     "synthesize": "nedx.synthesis",
     "to_zarr": "nedx.store.writing",
     "validate": "nedx.schema",
@@ -106,6 +108,7 @@ __all__ = [
     "score",
     "search",
     "searchlight_rdm",
+    "simulate_eeg",
     "synthesize",
     "to_zarr",
     "validate",

@@ -35,7 +35,7 @@ def images() -> xr.DataTree:
     axes = concept_axes(ds["concept_parameters"].values, ds["shape_family"].values)
     energy = contrast_energy(ds["pixels"].values)
     ds.attrs = {
-        **_attrs("Simulated images (dead leaves) of parametric concepts", None),
+        **dataset_attrs("Simulated images (dead leaves) of parametric concepts", None),
         "stimulus_type": "image",
         "visual_degrees": DEGREES,
     }
@@ -48,12 +48,13 @@ def images() -> xr.DataTree:
             "concept_axes": (("image", "axis"), axes.astype(np.float32), {"units": "1"}),
         },
         coords={label: ds[label] for label in _LABELS},
-        attrs=_attrs("Truth behind the simulated images", None),
+        attrs=dataset_attrs("Truth behind the simulated images", None),
     )
     return _tree({"/": ds, "/truth": truth})
 
 
-def _attrs(title: str, modality: str | None) -> dict[str, Any]:
+def dataset_attrs(title: str, modality: str | None) -> dict[str, Any]:
+    """Return the attributes of a simulated Dataset."""
     attrs: dict[str, Any] = {
         "Conventions": CONVENTIONS,
         "nedx_schema_version": SCHEMA_VERSION,
@@ -181,7 +182,7 @@ def fmri() -> xr.DataTree:
     shown = _shown(99, 99)
     energy = _energy(shown)
     labels, repetitions = _image_labels(shown), cortex.FMRI_REPETITIONS
-    attrs = _attrs("Simulated fMRI responses, each subject with its own voxels", "fmri")
+    attrs = dataset_attrs("Simulated fMRI responses, each subject with its own voxels", "fmri")
     attrs["subject_ids"] = list(cortex.ANATOMIES)
     subjects = {}
     groups = {"/": xr.Dataset(attrs={**attrs, "nedx_kind": "ragged"})}
@@ -246,7 +247,7 @@ def fmri_fsaverage5() -> xr.DataTree:
     shown = _shown(2, 1)
     energy, train = _energy(shown), _train(shown)
     repetitions = FSAVERAGE5_REPETITIONS
-    attrs = _attrs("Simulated fMRI responses on a grid of the size of fsaverage5", "fmri")
+    attrs = dataset_attrs("Simulated fMRI responses on a grid of the size of fsaverage5", "fmri")
     attrs["subject_ids"] = list(cortex.ANATOMIES)
     subjects = [
         _Subject(surface(anatomy), name, 7, energy, shown)
@@ -339,8 +340,8 @@ def eeg() -> xr.DataTree:
         signals.append(signal.astype(np.float16))
         sds.append(sd)
         ceilings.append(cortex.ceiling(signal[test], sd[:, None], repetitions))
-    shared = _eeg_coords() | _image_labels(shown)
-    attrs = {**_attrs("Simulated EEG responses", "eeg"), "subject_ids": list(names)}
+    shared = eeg_coords() | _image_labels(shown)
+    attrs = {**dataset_attrs("Simulated EEG responses", "eeg"), "subject_ids": list(names)}
     volts = {"units": "uV"}
     coords = {**shared, "repetition": ("repetition", np.arange(repetitions, dtype=np.int16))}
     dims = ("subject", "image", "repetition", "channel", "time")
@@ -369,7 +370,8 @@ def eeg() -> xr.DataTree:
     return _tree({"/": ds, "/truth": truth})
 
 
-def _eeg_coords() -> dict[str, Any]:
+def eeg_coords() -> dict[str, Any]:
+    """Return the subjects, channels and times of the simulated EEG with their labels."""
     place = {"units": "m", "long_name": "head frame, RAS"}
     described = {
         "nedx_role": "neuroid",
