@@ -9,7 +9,7 @@ import xarray as xr
 
 from nedx.encoding.estimators.measured import members
 from nedx.errors import ModelError
-from nedx.fitting.recipe import Split
+from nedx.fitting.parts import Split
 from nedx.schema import sample_dim
 
 Labelled = xr.Dataset | xr.DataTree

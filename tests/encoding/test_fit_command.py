@@ -167,6 +167,8 @@ def test_nothing_is_overwritten_unless_asked(recorded, tmp_path):
     [
         ({"respones": "x"}, "respones is no word of it, did you mean 'responses'"),
         ({"split": {"tst": ["test"]}}, "split.tst is no word of it, did you mean 'test'"),
+        # Only words of this mapping are offered: 'place' is one of another.
+        ({"split": {"place": "x"}}, "split.place is no word of it, there are: coordinate, groups"),
         ({"estimator": {"kind": "ridge", "parameters": {"alfas": [1.0]}}}, "did you mean 'alphas'"),
         ({"estimator": {"kind": "lasso"}}, "estimator.kind: Input should be 'ridge'"),
         ({"split": {"train": ["all"], "test": ["all"]}}, "in train and in test"),
