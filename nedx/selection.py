@@ -23,6 +23,8 @@ CHANNEL_GROUPS: dict[str, tuple[str, ...]] = {
 CHANNEL_LETTERS = "OPTCF"
 """BERG's groups: every channel whose name contains the letter, so that the groups overlap."""
 
+_PLURALS = {"voxel": "voxels", "vertex": "vertices"}
+
 # Times are seconds: what differs by less than a nanosecond is the same sample.
 _TIME_TOLERANCE = 1e-9
 
@@ -299,6 +301,11 @@ def _rois(coords: xr.Dataset, roi: Names, found: dict[str, np.ndarray | slice]) 
 def _channels(coords: xr.Dataset, channel: Names) -> np.ndarray:
     """Return the positions of channels and channel groups, in the order asked for."""
     dim = _neuroid(coords, "channel")
+    if dim in _PLURALS:
+        raise SelectionError(
+            f"channel= selects recording channels, and these are {_PLURALS[dim]}; type "
+            f"roi='V1', or ds.isel({dim}=...)"
+        )
     if dim not in coords.coords:
         raise SelectionError(f"the dimension {dim!r} has no labels to select channels by")
     labels = [str(label) for label in coords[dim].values]

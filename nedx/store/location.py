@@ -272,7 +272,8 @@ class Location:
         if any(word in f"{type(error).__name__} {error}" for word in _REFUSED_WORDS):
             return self.refused(error)
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        return StoreError(f"{where} cannot be read ({reason}); check the address and the network")
+        check = "path" if self.is_local else "address and the network"
+        return StoreError(f"{where} cannot be read ({reason}); check the {check}")
 
     def refused(self, error: BaseException) -> CredentialsError:
         """Return the error for a store that needs credentials."""

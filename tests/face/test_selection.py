@@ -128,6 +128,8 @@ def test_unknown_roi_names_the_close_ones(fmri):
         select(fmri, roi="FFA1")
     with pytest.raises(SelectionError, match="along a time axis"):
         select(fmri, time=0.1)
+    with pytest.raises(SelectionError, match="and these are vertices; type roi='V1'"):
+        select(fmri, channel="Oz")
 
 
 def test_select_narrows_everything(fmri):
