@@ -8,17 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
+from nedx import scalp
 from nedx.errors import SelectionError, close_matches
 from nedx.schema import neuroid_dim, role_dim, subject_label
 
 Subjects: TypeAlias = str | int | Sequence[str | int]
 Names: TypeAlias = str | Sequence[str]
 Times: TypeAlias = slice | float | tuple[float | None, float | None]
-
-CHANNEL_GROUPS: dict[str, tuple[str, ...]] = {
-    "visual": ("Pz", "PO3", "POz", "PO4", "O1", "Oz", "O2"),
-}
-"""Channel groups that have a name of their own, whatever a Dataset says of its channels."""
 
 CHANNEL_LETTERS = "OPTCF"
 """BERG's groups: every channel whose name contains the letter, so that the groups overlap."""
@@ -324,7 +320,7 @@ def _channel_groups(coords: xr.Dataset, dim: str, labels: list[str]) -> dict[str
     """Return the positions of each named group of channels."""
     groups = {
         name: [labels.index(member) for member in members if member in labels]
-        for name, members in CHANNEL_GROUPS.items()
+        for name, members in scalp.GROUPS.items()
     }
     for letter in CHANNEL_LETTERS:
         groups[letter] = [p for p, label in enumerate(labels) if letter in label]

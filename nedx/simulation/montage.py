@@ -13,6 +13,8 @@ import re
 
 import numpy as np
 
+from nedx import scalp
+
 RADIUS = 0.095
 """Radius of the head, m."""
 _NAMES = """
@@ -41,13 +43,6 @@ _ROWS = {
     "PO": (-3 * _STEP, 144.0),
     "O": (-4 * _STEP, 162.0),
 }
-_REGIONS = {
-    "frontal": ("Fp", "AF", "F"),
-    "central": ("FC", "C", "CP"),
-    "temporal": ("FT", "T", "TP"),
-    "parietal": ("P",),
-    "occipital": ("PO", "O"),
-}
 
 
 def positions() -> np.ndarray:
@@ -57,14 +52,12 @@ def positions() -> np.ndarray:
 
 def regions() -> np.ndarray:
     """Return the region of the scalp of each channel, one of five."""
-    by_row = {row: region for region, rows in _REGIONS.items() for row in rows}
-    return np.array([by_row[_split(name)[0]] for name in CHANNELS], dtype=object)
+    return np.array([scalp.region(name) for name in CHANNELS], dtype=object)
 
 
 def hemispheres() -> np.ndarray:
     """Return ``"L"``, ``"R"`` or ``"midline"`` for each channel."""
-    sides = {0: "midline", 1: "L", 2: "R"}
-    return np.array([sides[_side(_split(name)[1])] for name in CHANNELS], dtype=object)
+    return np.array([scalp.hemisphere(name) for name in CHANNELS], dtype=object)
 
 
 def _split(name: str) -> tuple[str, int]:

@@ -18,7 +18,7 @@ from nedx.errors import SelectionError, UnknownIdError, close_matches
 from nedx.selection import Names, Subjects, Times
 from nedx.store.location import Location
 
-SIMULATION_VERSION = "1.0.0"
+SIMULATION_VERSION = "1.0.1"
 """Changes whenever anything that is generated does."""
 STORES = ("sim-images", "sim-fmri", "sim-fmri-fsaverage5", "sim-eeg")
 MODELS = ("sim-fmri-gabor", "sim-fmri-fsaverage5-gabor", "sim-eeg-gabor")

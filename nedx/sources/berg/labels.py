@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from nedx import scalp
 from nedx.errors import ModelError
 
 FSAVERAGE = 163_842
@@ -26,14 +27,6 @@ _CEILING: Mapping[str, Any] = {
     "valid_range": [0, 1],
 }
 _NCSNR: Mapping[str, Any] = {"long_name": "noise ceiling signal-to-noise ratio", "units": "1"}
-_ROWS = {
-    "frontal": ("Fp", "AF", "F"),
-    "central": ("FC", "C", "CP"),
-    "temporal": ("FT", "T", "TP"),
-    "parietal": ("P",),
-    "occipital": ("PO", "O"),
-}
-"""Rows of electrodes of the 10-10 system, by region of the scalp."""
 _SENSOR_SIDES = {"Z": "midline"}
 _SECONDS = {"units": "s", "long_name": "time from stimulus onset"}
 
@@ -72,12 +65,13 @@ def eeg_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
         "train": things_ids(images.get("train_img_files", ())),
         "test": things_ids(tests.get("test_img_files", ())),
     }
+    channels = [str(name) for name in eeg["ch_names"]]
     labels = xr.Dataset(
         coords={
-            "channel": np.array([str(name) for name in eeg["ch_names"]], dtype=object),
-            "channel_type": ("channel", np.array(["eeg"] * len(eeg["ch_names"]), dtype=object)),
-            "region": ("channel", _strings(_scalp(str(name))[0] for name in eeg["ch_names"])),
-            "hemisphere": ("channel", _strings(_scalp(str(name))[1] for name in eeg["ch_names"])),
+            "channel": _strings(channels),
+            "channel_type": ("channel", np.full(len(channels), "eeg", object)),
+            "region": ("channel", _strings(scalp.region(name) or "" for name in channels)),
+            "hemisphere": ("channel", _strings(map(scalp.hemisphere, channels))),
             "repetition": np.arange(4, dtype=np.int16),
             "time": ("time", np.asarray(eeg["times"], np.float64), _SECONDS),
         }
@@ -377,16 +371,6 @@ def _shaped(values: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray
 def _surface(count: int) -> dict[str, Any]:
     attrs: dict[str, Any] = {"n_vertices_lh": count}
     return {"space": "fsaverage", "density": "164k", **attrs} if count == FSAVERAGE else attrs
-
-
-def _scalp(channel: str) -> tuple[str, str]:
-    """Return region and hemisphere of an electrode; odd numbers are on the left."""
-    row = channel.rstrip("z0123456789")
-    number = channel[len(row) :]
-    side = "midline" if number == "z" else ""
-    if number.isdigit():
-        side = "L" if int(number) % 2 else "R"
-    return next((region for region, rows in _ROWS.items() if row in rows), ""), side
 
 
 def _first(home: Mapping[str, Any], *names: str) -> Any:

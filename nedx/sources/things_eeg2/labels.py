@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,6 @@ _PLACES = (METADATA, f"image_set/{METADATA}", f"Image_set/{METADATA}")
 _FILES = {"train": "train_img_files", "test": "test_img_files"}
 _CONCEPTS = {"train": "train_img_concepts", "test": "test_img_concepts"}
 _SPLITS = {"train": "training_images", "test": "test_images"}
-
-# Fz was the reference. The spec lists the channels one by one; their rows say the same.
-_REGIONS = {
-    "frontal": ("Fp", "AF", "F"),
-    "central": ("FC", "C"),
-    "temporal": ("FT", "T", "TP"),
-    "parietal": ("CP", "P"),
-    "occipital": ("PO", "O"),
-}
 
 CITATION = (
     "Gifford AT, Dwivedi K, Roig G, Cichy RM (2022). A large and rich EEG dataset for modeling "
@@ -133,21 +122,3 @@ def _find(place: Path) -> Path:
         "image_set). Type: nedx.sources.things_eeg2.pull(folder, what='metadata'), or give "
         "image_metadata="
     )
-
-
-def scalp_labels(channels: Sequence[str]) -> dict[str, Any]:
-    """Return region and hemisphere of channels of the 10-10 system; nothing if one is of another.
-
-    The regions are those of the published ablations: frontal (15 of the 63), central (14),
-    parietal (16), temporal (10) and occipital (8).
-    """
-    by_row = {row: region for region, rows in _REGIONS.items() for row in rows}
-    found = [re.fullmatch(r"([A-Za-z]+?)(z|\d+)", name) for name in channels]
-    if not all(match is not None and match[1] in by_row for match in found):
-        return {}
-    parts = [match.groups() for match in found if match is not None]
-    sides = ["midline" if n == "z" else "LR"[int(n) % 2 == 0] for _, n in parts]
-    return {
-        "region": ("channel", _strings(by_row[row] for row, _ in parts)),
-        "hemisphere": ("channel", _strings(sides)),
-    }

@@ -16,12 +16,13 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from nedx import scalp
 from nedx.errors import SelectionError, SourceError, StoreError, close_matches
 from nedx.preprocessing.steps import with_step
 from nedx.schema import parse
 from nedx.selection import Subjects
 from nedx.sources.mapped_pickles import lazy_array, open_pickled
-from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images, scalp_labels
+from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images
 from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
@@ -145,13 +146,16 @@ def _open_subject(
     rate = round(1 / float(np.diff(times).mean()), 6)
     names = [name for name in parts[0][1] if all(name in labels for _, labels in parts)]
     attrs = {"units": "1", "long_name": "response", "source": "measured", **done}
+    places = scalp.places(channels)
+    montage = {"montage": scalp.MONTAGE} if places else {}
     ds = xr.Dataset(
         {"response": (("trial", "channel", "time"), data, attrs)},
         {
             **{n: ("trial", np.concatenate([labels[n] for _, labels in parts])) for n in names},
-            "channel": np.array(channels, object),
+            "channel": ("channel", np.array(channels, object), montage),
             "channel_type": ("channel", np.full(len(channels), "eeg", object)),
-            **scalp_labels(channels),
+            **scalp.labels(channels),
+            **places,
             "time": ("time", times, {"units": "s", "sampling_frequency": rate}),
         },
         {**ATTRS, "subject_ids": [label], "layout": files[0].flavour},

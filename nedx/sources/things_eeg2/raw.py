@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 
+from nedx import scalp
 from nedx.errors import SelectionError, SourceError, StoreError, close_matches, require
 from nedx.preprocessing.epochs import (
     EpochSettings,
@@ -27,7 +28,7 @@ from nedx.schema import parse
 from nedx.selection import Subjects
 from nedx.sources.mapped_pickles import open_pickled
 from nedx.sources.mne_files import channel_labels
-from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images, scalp_labels
+from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images
 from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
@@ -36,7 +37,7 @@ RATE = 1000.0
 """Hz, of the recordings."""
 TARGET = 99999
 """The event of a trial in which the participant had to respond; no image of the set was shown."""
-MONTAGE = "easycap-M1"
+MONTAGE = scalp.MONTAGE
 """Positions where the recordings' own are not known."""
 
 _FILES = {"train": "raw_eeg_training.npy", "test": "raw_eeg_test.npy"}
@@ -274,7 +275,7 @@ def _open_subject(
         {
             **_trial_labels(recordings, images, recipe),
             **channel_labels(info, np.arange(len(channels)), _montage_name(placed)),
-            **scalp_labels(channels),
+            **scalp.labels(channels),
             "time": ("time", times, {"units": "s", "sampling_frequency": rate}),
         },
         {**ATTRS, "subject_ids": [label], "trials_cut_off": sum(r.cut_off for r in recordings)},
