@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nedx.encoding.fwrf_training import FwrfTrainer
     from nedx.encoding.model import LinearEncoder, load_model
     from nedx.fitting import fit
+    from nedx.insilico.perturb import perturb
     from nedx.metrics.noise_ceiling import noise_ceiling
     from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
@@ -66,6 +67,7 @@ _MODULES = {
     "open_store": "nedx.store.opening",
     "pairwise_decoding": "nedx.metrics.rsa",
     "parse": "nedx.schema",
+    "perturb": "nedx.insilico.perturb",
     "pull": "nedx.catalog.pulling",
     "rdm": "nedx.metrics.rsa",
     "score": "nedx.metrics.scoring",
@@ -103,6 +105,7 @@ __all__ = [
     "open_store",
     "pairwise_decoding",
     "parse",
+    "perturb",
     "pull",
     "rdm",
     "score",

@@ -101,6 +101,12 @@ class DatasetNed(Exports):
 
         return searchlight_rdm(self._obj, neighbours, **options)
 
+    def perturb(self, **options: Any) -> xr.Dataset:
+        """Put noise in the place of channels, lazily; see `nedx.perturb`."""
+        from nedx.insilico.perturb import perturb
+
+        return perturb(self._obj, **options)
+
     def trusted(self, **thresholds: float) -> xr.Dataset:
         """Keep the neuroids that are predicted well enough; see `nedx.metrics.trusted`."""
         from nedx.metrics.trusted import trusted
@@ -234,6 +240,12 @@ class DataTreeNed(Exports):
         from nedx.metrics.rsa import rdm
 
         return selection.map_nodes(self._obj, lambda ds: rdm(ds, method, **options).to_dataset())
+
+    def perturb(self, **options: Any) -> xr.DataTree:
+        """Put noise in the place of channels in every subject; see `nedx.perturb`."""
+        from nedx.insilico.perturb import perturb
+
+        return selection.map_nodes(self._obj, lambda ds: perturb(ds, **options))
 
     def trusted(self, **thresholds: float) -> xr.DataTree:
         """Keep the neuroids of every subject that are predicted well enough."""
