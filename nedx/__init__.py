@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nedx.catalog.listing import describe, list, search
     from nedx.catalog.pulling import pull
     from nedx.catalog.resolving import open
+    from nedx.decoding.decode import decode
     from nedx.encoding.encode import encode
     from nedx.encoding.estimators.banded import BandedRidgeEncoder
     from nedx.encoding.estimators.l2lir import L2LiREncoder
@@ -53,6 +54,7 @@ _MODULES = {
     "RidgeEncoder": "nedx.encoding.estimators.ridge",
     "cite": "nedx.by_name",
     "compare_rdms": "nedx.metrics.rsa",
+    "decode": "nedx.decoding.decode",
     "describe": "nedx.catalog.listing",
     "encode": "nedx.encoding.encode",
     "encode_features": "nedx.encoding.features",
@@ -91,6 +93,7 @@ __all__ = [
     "__version__",
     "cite",
     "compare_rdms",
+    "decode",
     "describe",
     "encode",
     "encode_features",

@@ -71,6 +71,12 @@ class DatasetNed(Exports):
 
         return encode(self._obj, model, **options)
 
+    def decode(self, model: Any, **options: Any) -> xr.Dataset:
+        """Make embeddings of these responses, lazily; see `nedx.decode`."""
+        from nedx.decoding.decode import decode
+
+        return decode(self._obj, model, **options)
+
     def score(self, **options: Any) -> xr.Dataset:
         """Compare predicted with measured responses; see `nedx.score`."""
         from nedx.metrics.scoring import score

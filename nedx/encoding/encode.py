@@ -98,6 +98,8 @@ def encode(
         whose = (list(ds.children) or None) if isinstance(ds, xr.DataTree) else subject
         stored = not hasattr(model, "fit")
         model = load_model(model, subject=whose, roi=roi) if stored else _fitted(model)
+        if not isinstance(model, Encoder):
+            raise ModelError(f"a {type(model).__name__} encodes no images")
     selection: dict[str, Any] = {"subject": subject, "roi": roi, "channel": channel, "time": time}
     given = {name: value for name, value in selection.items() if value is not None}
     options: dict[str, Any] = {

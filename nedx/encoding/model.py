@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -30,9 +30,6 @@ from nedx.errors import ModelError, SelectionError, StoreExistsError, close_matc
 from nedx.schema import subject_label
 from nedx.selection import Names, Subjects, Times, resolve, select
 from nedx.store.location import Location
-
-if TYPE_CHECKING:
-    from nedx.encoding.fwrf_model import FwrfEncoder
 
 _HASHES = {"weights_sha256": HEAVY, "projection_sha256": HEAVY[:2]}
 
@@ -360,8 +357,8 @@ def load_model(
     roi: Names | None = None,
     anonymous: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> LinearEncoder | FwrfEncoder:
-    """Open a stored encoding model; weights are read when they are used.
+) -> Any:
+    """Open a stored model; weights are read when they are used.
 
     Parameters
     ----------
@@ -377,7 +374,7 @@ def load_model(
 
     Returns
     -------
-    LinearEncoder or FwrfEncoder
+    LinearEncoder, FwrfEncoder or NeuralDecoder
 
     Raises
     ------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -20,12 +20,13 @@ from nedx.errors import IncompleteStoreError, ModelError, StoreError
 from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
 
-if TYPE_CHECKING:
-    from nedx.encoding.fwrf_model import FwrfEncoder
 
+def open_model(location: Location) -> Any:
+    """Open a model of whatever kind; only metadata and the labels that are indices are read.
 
-def open_model(location: Location) -> LinearEncoder | FwrfEncoder:
-    """Open an encoding model; only metadata and the labels that are indices are read.
+    Returns
+    -------
+    LinearEncoder, FwrfEncoder or NeuralDecoder
 
     Raises
     ------
@@ -34,9 +35,19 @@ def open_model(location: Location) -> LinearEncoder | FwrfEncoder:
     IncompleteStoreError
         If its writing was interrupted.
     ModelError
-        If it is no encoding model.
+        If it is no model.
     """
-    root, recipe = _open_checked(location)
+    root = _open_group(location)
+    _check(location, dict(root.attrs))
+    if root.attrs.get("model_type") == "diffusion_prior":
+        from nedx.reconstruction.prior_store import PriorModel
+
+        return PriorModel.opened(location, dict(root.attrs))
+    if root.attrs.get("model_type") == "neural_decoder":
+        from nedx.decoding.storing import open_decoder
+
+        return open_decoder(location, dict(root.attrs))
+    recipe = _recipe(location, dict(root.attrs))
     if root.attrs.get("model_type") == "fwrf":
         from nedx.encoding.fwrf_model import open_fwrf
 
@@ -50,15 +61,14 @@ def open_model(location: Location) -> LinearEncoder | FwrfEncoder:
 
 def open_linear(location: Location) -> LinearEncoder:
     """Open a linear encoding model; as `open_model`."""
-    return _linear(location, *_open_checked(location))
-
-
-def _open_checked(location: Location) -> tuple[zarr.Group, EncoderRecipe]:
     root = _open_group(location)
-    attrs: dict[str, Any] = dict(root.attrs)
-    _check(location, attrs)
+    _check(location, dict(root.attrs))
+    return _linear(location, root, _recipe(location, dict(root.attrs)))
+
+
+def _recipe(location: Location, attrs: dict[str, Any]) -> EncoderRecipe:
     try:
-        return root, EncoderRecipe.model_validate(attrs["recipe"])
+        return EncoderRecipe.model_validate(attrs["recipe"])
     except (ValidationError, KeyError) as error:
         raise ModelError(
             f"the recipe of the model at {location.url} is not valid: {error}"

@@ -1,0 +1,201 @@
+"""The neural decoder: networks that make embeddings of responses, for each subject its own."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from nedx.compute.references import ModelRef
+from nedx.config import cache_dir
+from nedx.decoding.recipe import DecoderRecipe, Member
+from nedx.decoding.storing import LOADER, State, hash_states, read_state, write_decoder
+from nedx.encoding.storing import hash_variables
+from nedx.errors import ModelError, SelectionError, StoreExistsError, close_matches
+from nedx.schema import subject_label
+from nedx.selection import Subjects
+from nedx.store.location import Location
+
+
+class NeuralDecoder:
+    """Makes embeddings of responses: what `EEGDecoder` has learnt, and `decode` applies.
+
+    Parameters
+    ----------
+    recipe : DecoderRecipe
+        What it takes, what it gives, where it comes from.
+    states : mapping of str to dict of str to ndarray
+        The tensors of each network that the recipe names.
+    known : Dataset, optional
+        ``known_image`` and ``known_partition (known_image)``, the images that it has seen.
+
+    Raises
+    ------
+    ModelError
+        If networks are missing.
+    """
+
+    def __init__(
+        self,
+        recipe: DecoderRecipe,
+        states: Mapping[str, State],
+        known: xr.Dataset | None = None,
+    ):
+        missing = [name for name in recipe.networks if name not in states]
+        if missing:
+            raise ModelError(f"the networks {', '.join(missing)} have no weights")
+        self.recipe = recipe
+        self.known = xr.Dataset() if known is None else known
+        self._states: Mapping[str, State] | None = states
+        self._ref: ModelRef | None = None
+        self._root = self
+
+    @classmethod
+    def _opened(cls, recipe: DecoderRecipe, ref: ModelRef, known: xr.Dataset) -> NeuralDecoder:
+        """Make a decoder of what lies in a store."""
+        self = cls.__new__(cls)
+        self.recipe, self.known = recipe, known
+        self._states, self._ref, self._root = None, ref, self
+        return self
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Labels of the subjects that it decodes; empty where it decodes anybody."""
+        return tuple(self.recipe.members)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the whole model, whatever is selected of it."""
+        return self.ref.sha256
+
+    @property
+    def ref(self) -> ModelRef:
+        """What a graph carries; a model that lies in no store yet is written to the cache."""
+        root = self._root
+        if root._ref is None:
+            assert root._states is not None
+            recipe, sha256 = root.recipe.model_dump_json(), hash_states(root._states)
+            seen = hash_variables({"": root.known}, tuple(sorted(map(str, root.known.variables))))
+            digest = hashlib.sha256(f"{recipe}{sha256}{seen}".encode()).hexdigest()
+            place = Location.of(cache_dir() / "models" / digest)
+            if not place.exists("zarr.json"):
+                os.makedirs(os.path.dirname(place.url), exist_ok=True)
+                try:
+                    root.to_zarr(place)
+                except (StoreExistsError, OSError):
+                    # Another process may have been faster.
+                    if not place.exists("zarr.json"):
+                        raise
+            root._ref = ModelRef(LOADER, place, recipe, sha256)
+        return root._ref
+
+    def member(self, subject: str | None) -> Member:
+        """Return which network decodes a subject.
+
+        Parameters
+        ----------
+        subject : str or None
+            Label; None where the responses do not say whose they are.
+
+        Raises
+        ------
+        ModelError
+            If none does.
+        """
+        members = self.recipe.members
+        if subject in members:
+            return members[subject]
+        if len(self.recipe.networks) == 1 and (
+            subject is None or not members or self.recipe.mode == "joint"
+        ):
+            alone = len(members) == 1 and subject is None
+            return (
+                next(iter(members.values())) if alone else Member(network=self.recipe.networks[0])
+            )
+        whose = "of nobody in particular" if subject is None else f"of {subject!r}"
+        raise ModelError(
+            f"the responses are {whose}, the decoder was fitted to {', '.join(members)} "
+            f"({self.recipe.mode}): {close_matches(subject, members)} Select these subjects, or "
+            "fit with mode='joint'"
+        )
+
+    def sel(self, *, subject: Subjects | None = None) -> NeuralDecoder:
+        """Select subjects; the networks of the others are never read.
+
+        Parameters
+        ----------
+        subject : str, int or list of these, optional
+
+        Returns
+        -------
+        NeuralDecoder
+
+        Raises
+        ------
+        SelectionError
+            If one is not there.
+        """
+        if subject is None:
+            return self
+        one = isinstance(subject, str | int | np.integer)
+        labels = [subject_label(s) for s in ([subject] if one else subject)]  # type: ignore
+        members = self.recipe.members
+        for label in labels:
+            if label not in members:
+                raise SelectionError(f"unknown subject {label!r}: {close_matches(label, members)}")
+        kept = {label: members[label] for label in labels}
+        networks = tuple(dict.fromkeys(member.network for member in kept.values()))
+        chosen = copy.copy(self)
+        chosen.recipe = self.recipe.model_copy(update={"members": kept, "networks": networks})
+        return chosen
+
+    def state(self, network: str) -> State:
+        """Return the tensors of one network by name."""
+        states = self._root._states
+        return states[network] if states is not None else read_state(self.ref, network)
+
+    def to_zarr(self, place: str | Path | Location) -> Location:
+        """Write the model to a Zarr store; `nedx.load_model` opens it.
+
+        Parameters
+        ----------
+        place : path, URL or Location
+            Must not exist.
+
+        Returns
+        -------
+        Location
+
+        Raises
+        ------
+        StoreExistsError
+            If something is there; nothing is changed.
+        """
+        states = {name: self.state(name) for name in self.recipe.networks}
+        return write_decoder(place, self.recipe, states, self.known)
+
+    def __repr__(self) -> str:
+        lines = [f"<nedx.NeuralDecoder {self.recipe.model_id!r} version {self.recipe.version}>"]
+        lines += [f"    {label + ':':<12} {text}" for label, text in self._summary().items()]
+        return "\n".join(lines)
+
+    def _summary(self) -> dict[str, str]:
+        recipe = self.recipe
+        window = (
+            f"{recipe.times[0]:g} to {recipe.times[-1]:g} s at {recipe.sampling_frequency:g} Hz"
+        )
+        return {
+            "network": f"{recipe.network.name}, {recipe.network.n_outputs:,} features",
+            "takes": f"{len(recipe.channels)} channels, {window}, {recipe.units}",
+            "subjects": f"{', '.join(recipe.members) or 'anybody'} ({recipe.mode})",
+            "target": recipe.target or "not said",
+            "chosen by": recipe.selection,
+            "trained on": recipe.training_data or recipe.dataset or "not said",
+            "source": recipe.training_source or "not said",
+            "licence": recipe.license or "not said",
+        }
