@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nedx.catalog.pulling import pull
     from nedx.catalog.resolving import open
     from nedx.decoding.decode import decode
+    from nedx.decoding.retrieval import class_centres, retrieve
     from nedx.encoding.encode import encode
     from nedx.encoding.estimators.banded import BandedRidgeEncoder
     from nedx.encoding.estimators.l2lir import L2LiREncoder
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nedx.encoding.fwrf_ridge import FwrfRidgeEncoder
     from nedx.encoding.fwrf_training import FwrfTrainer
     from nedx.encoding.model import LinearEncoder, load_model
+    from nedx.encoding.text_features import encode_text
     from nedx.fitting import fit
     from nedx.insilico.perturb import perturb
     from nedx.metrics.noise_ceiling import noise_ceiling
@@ -53,11 +55,13 @@ _MODULES = {
     "OLSEncoder": "nedx.encoding.estimators.ols",
     "RidgeEncoder": "nedx.encoding.estimators.ridge",
     "cite": "nedx.by_name",
+    "class_centres": "nedx.decoding.retrieval",
     "compare_rdms": "nedx.metrics.rsa",
     "decode": "nedx.decoding.decode",
     "describe": "nedx.catalog.listing",
     "encode": "nedx.encoding.encode",
     "encode_features": "nedx.encoding.features",
+    "encode_text": "nedx.encoding.text_features",
     "fit": "nedx.fitting",
     "import_source": "nedx.sources.importing",
     "list": "nedx.catalog.listing",
@@ -72,6 +76,7 @@ _MODULES = {
     "perturb": "nedx.insilico.perturb",
     "pull": "nedx.catalog.pulling",
     "rdm": "nedx.metrics.rsa",
+    "retrieve": "nedx.decoding.retrieval",
     "score": "nedx.metrics.scoring",
     "search": "nedx.catalog.listing",
     "searchlight_rdm": "nedx.metrics.rsa",
@@ -92,11 +97,13 @@ __all__ = [
     "RidgeEncoder",
     "__version__",
     "cite",
+    "class_centres",
     "compare_rdms",
     "decode",
     "describe",
     "encode",
     "encode_features",
+    "encode_text",
     "fit",
     "import_source",
     "list",
@@ -111,6 +118,7 @@ __all__ = [
     "perturb",
     "pull",
     "rdm",
+    "retrieve",
     "score",
     "search",
     "searchlight_rdm",

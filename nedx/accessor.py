@@ -77,6 +77,12 @@ class DatasetNed(Exports):
 
         return decode(self._obj, model, **options)
 
+    def retrieve(self, gallery: xr.Dataset, k: int = 5, **options: Any) -> xr.Dataset:
+        """Find the images of a gallery that come closest, lazily; see `nedx.retrieve`."""
+        from nedx.decoding.retrieval import retrieve
+
+        return retrieve(self._obj, gallery, k, **options)
+
     def score(self, **options: Any) -> xr.Dataset:
         """Compare predicted with measured responses; see `nedx.score`."""
         from nedx.metrics.scoring import score
