@@ -8,17 +8,27 @@ import os
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from nedx.backbones.published import (
+    CLIP_VISION,
+    half_of,
+    has_projection,
+    load_trained,
+    read_config,
+)
 from nedx.backbones.taps import Network, OnTap
 from nedx.errors import ModelError, close_matches, require
 
 TRUSTED = "NEDX_TRUSTED_MODULES"
 """Environment variable: packages, split by commas, whose factories recipes may call."""
+
+
+_PROJECTED = {"pooler": "vision_model.post_layernorm", "image_embeds": "visual_projection"}
+"""Layers of CLIP that are submodules where the projection is part of the model."""
 
 
 class HookedNetwork(Network):
@@ -34,6 +44,8 @@ class HookedNetwork(Network):
         Short names of submodules.
     outputs : mapping of str to callable
         Layers that are taken from what the whole module returns.
+    image_size : int, optional
+        Height and width of images, in pixels, where it takes no others.
     """
 
     def __init__(
@@ -43,12 +55,14 @@ class HookedNetwork(Network):
         prefix_tokens: int = 1,
         aliases: Mapping[str, str] | None = None,
         outputs: Mapping[str, Callable[[Any], torch.Tensor]] | None = None,
+        image_size: int | None = None,
     ):
         super().__init__()
         self.module = module
         self.prefix_tokens = prefix_tokens
         self.aliases = dict(aliases or {})
         self._outputs = dict(outputs or {})
+        self._image_size = image_size
         # Hooks belong to the module, so two threads may not run it at once.
         self._lock = threading.Lock()
 
@@ -60,6 +74,16 @@ class HookedNetwork(Network):
     def layer_names(self) -> tuple[str, ...]:
         """Return the names of all submodules, and of the outputs."""
         return (*(name for name, _ in self.module.named_modules() if name), *self._outputs)
+
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Raise ModelError if images (n, 3, h, w) are of another size than the module takes."""
+        side = self._image_size
+        if side is not None and tuple(shape[2:]) != (side, side):
+            message = (
+                f"these images are {shape[2]} x {shape[3]} pixels (y, x), the network takes "
+                f"{side} x {side}: choose a policy that makes them so, such as 'clip:{side}'"
+            )
+            raise ModelError(message)
 
     def stream(self, images: torch.Tensor, wanted: Collection[str], take: OnTap) -> None:
         """Run the module with a hook on each submodule wanted."""
@@ -184,37 +208,29 @@ def _timm(name: str) -> Callable[[], Network]:
 
 def _transformers(place: str, *, trained: bool) -> Callable[[], Network]:
     transformers: Any = require("transformers", "transformers")
-    repo, _, revision = place.partition("@")
-    # A folder of this machine is never looked up on the hub, nor code of a repository run.
-    options = {"revision": revision or None, "local_files_only": Path(repo).is_dir()}
-    try:
-        config = transformers.AutoConfig.from_pretrained(repo, **options)
-    except (OSError, ValueError) as error:
-        message = f"{repo} is neither a folder nor a repository with a config.json: {error}"
-        raise ModelError(message) from error
-    if config.model_type in ("clip", "clip_vision_model"):
-        config = getattr(config, "vision_config", config)
-        kind = transformers.CLIPVisionModel
-    else:
-        kind = transformers.AutoModel
+    config = read_config(place)
+    projected = has_projection(config)
+    is_clip = config.model_type in CLIP_VISION
+    if is_clip:
+        config = half_of(config, "vision_config")
+    name = "CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"
+    kind = getattr(transformers, name if is_clip else "AutoModel")
 
     def build() -> Network:
+        pooled = True
         if not trained:
             model = kind(config) if hasattr(kind, "forward") else kind.from_config(config)
         else:
-            try:
-                model = kind.from_pretrained(repo, use_safetensors=True, **options)
-            except (OSError, ValueError) as error:
-                message = f"{repo} holds no safetensors weights: {error}"
-                raise ModelError(message) from error
+            model, pooled = load_trained(kind, place, config)
+        outputs = {"last_hidden_state": lambda output: output.last_hidden_state}
+        if pooled and not projected:
+            outputs["pooler"] = lambda output: output.pooler_output
         return HookedNetwork(
             model.float(),
             prefix_tokens=1 + getattr(config, "num_register_tokens", 0),
-            aliases=_blocks(model, config.num_hidden_layers),
-            outputs={
-                "last_hidden_state": lambda output: output.last_hidden_state,
-                "pooler": lambda output: output.pooler_output,
-            },
+            aliases=_blocks(model, config.num_hidden_layers) | (_PROJECTED if projected else {}),
+            outputs=outputs,
+            image_size=config.image_size if is_clip else None,
         )
 
     return build

@@ -62,7 +62,7 @@ def default_recipe(name: str, **changes: Any) -> BackboneRecipe:
     Parameters
     ----------
     name : str
-        One of `names`.
+        One of `names`, or ``"transformers:<folder or repo>"`` of CLIP or DINOv2.
     **changes
         Fields of `BackboneRecipe` to set otherwise. With Keras SqueezeNet weights the policy
         is ``"squeezenet_keras"`` unless another is given.
@@ -77,6 +77,11 @@ def default_recipe(name: str, **changes: Any) -> BackboneRecipe:
         If there is no network of this name, or an adapter is named without its layers.
     """
     if name.partition(":")[0] in ADAPTERS and ":" in name:
+        kind, _, rest = name.partition(":")
+        if kind == "transformers" and "layers" not in changes:
+            from nedx.backbones.published import published_recipe
+
+            changes = {**published_recipe(rest), **changes}
         if "layers" not in changes:
             message = f"{name} has no published layers: type layers=[...]"
             raise ModelError(message)

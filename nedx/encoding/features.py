@@ -43,7 +43,9 @@ def encode_features(
     ds : Dataset
         ``pixels (image, y, x, rgb)`` uint8.
     backbone : BackboneRecipe or str
-        The network, or the name of one with a published recipe.
+        The network, or the name of one with a published recipe: ``"transformers:<folder or
+        repo>"`` of CLIP gives its projected image embeddings, of DINOv2 its class token, both
+        after the preprocessing that their makers publish for inference.
     layers : sequence of str, optional
         Instead of the recipe's.
     pooling : str, optional
@@ -59,8 +61,9 @@ def encode_features(
     Returns
     -------
     Dataset
-        What was given, with ``features (image, feature)`` float32, lazily, and the coordinate
-        ``layer (feature)`` where they are not projected.
+        What was given, with ``features (image, feature)`` float32, lazily, as the network gives
+        them (not L2-normalised), and the coordinate ``layer (feature)`` where they are not
+        projected.
 
     Raises
     ------
@@ -102,6 +105,7 @@ def encode_features(
         "pooling": recipe.pooling,
         "backbone": recipe.model_dump_json(exclude={"batch_size"}),
         "image_preprocessing": json.dumps(policy(recipe.policy).describe()),
+        "l2_normalized": "false",
         "batch_size": recipe.batch_size,
         "compute_dtype": recipe.precision,
         "torch_version": version("torch"),

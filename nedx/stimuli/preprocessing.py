@@ -19,8 +19,8 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 class ImagePolicy(BaseModel):
     """What happens to an image between its pixels and a network, step by step.
 
-    The steps are, in this order: a centre crop to the shorter side, a bilinear antialiased
-    resize that gives uint8, a centre crop, the order of the colours, ``(scale * value - mean)
+    The steps are, in this order: a centre crop to the shorter side, an antialiased resize that
+    gives uint8, a centre crop, the order of the colours, ``(scale * value - mean)
     / std``.
 
     Parameters
@@ -35,6 +35,8 @@ class ImagePolicy(BaseModel):
         Whether both sides become ``resize``, or the shorter one.
     crop : int, optional
         Side of the centre crop after resizing; None leaves the size.
+    interpolation : {"bilinear", "bicubic"}
+        Of the resize.
     arithmetic : {"float32", "uint8"}
         Whether the resize works in float32 and rounds once, as torchvision does for tensors, or
         in fixed-point numbers and rounds after each axis, as Pillow does. They differ by at most
@@ -56,6 +58,7 @@ class ImagePolicy(BaseModel):
     resize: int | None = None
     resize_to: Literal["exact", "shorter"] = "exact"
     crop: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     arithmetic: Literal["float32", "uint8"] = "uint8"
     order: Literal["rgb", "bgr"] = "rgb"
     scale: float = 1 / 255
@@ -90,7 +93,7 @@ class ImagePolicy(BaseModel):
         resize = self.resize and {
             "side": self.resize,
             "to": self.resize_to,
-            "interpolation": "bilinear",
+            "interpolation": self.interpolation,
             "antialias": True,
             "arithmetic": self.arithmetic,
         }
@@ -117,6 +120,13 @@ _PRESET: dict[str, Any] = {
     "arithmetic": "float32",
 }
 
+_CLIP: dict[str, Any] = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+# Pillow's resize, as the networks were published with.
+_BICUBIC: dict[str, Any] = {"resize_to": "shorter", "crop": 224, "interpolation": "bicubic"}
+
 POLICIES: dict[str, ImagePolicy] = {
     policy.name: policy
     for policy in (
@@ -133,6 +143,8 @@ POLICIES: dict[str, ImagePolicy] = {
             require_square=True,
         ),
         ImagePolicy(name="raw01"),
+        ImagePolicy(name="clip", resize=224, **_BICUBIC, **_CLIP),
+        ImagePolicy(name="dinov2", resize=256, **_BICUBIC, **_IMAGENET),
     )
 }
 """The policies by name.
@@ -144,11 +156,19 @@ POLICIES: dict[str, ImagePolicy] = {
 - ``fwrf``: 227 pixels, divided by 255, for square images (the NSD feature-weighted models).
 - ``squeezenet_keras``: 227 pixels, BGR minus (104, 117, 123) (SqueezeNet 1.1 of Keras).
 - ``raw01``: divided by 255, the size as it is.
+- ``clip``: the shorter side at 224 pixels, its centre: CLIP and OpenCLIP at inference.
+- ``dinov2``: the shorter side at 256 pixels, the central 224: DINOv2 at inference.
 """
+
+_ANY_SIDE = ("clip", "dinov2")
+"""Policies that networks of other sizes share: ``"clip:336"`` gives them 336 pixels."""
 
 
 def policy(name: str | ImagePolicy) -> ImagePolicy:
     """Return a policy by name; a policy passes through.
+
+    ``"clip"`` and ``"dinov2"`` may be followed by the side of the images that the network takes,
+    as in ``"clip:336"``.
 
     Raises
     ------
@@ -157,6 +177,12 @@ def policy(name: str | ImagePolicy) -> ImagePolicy:
     """
     if isinstance(name, ImagePolicy):
         return name
+    base, _, side = name.partition(":")
+    if base in _ANY_SIDE and side.isdecimal() and int(side):
+        found = POLICIES[base]
+        resize = round(int(side) * (found.resize or 0) / (found.crop or 1))
+        changes = {"name": name, "resize": resize, "crop": int(side)}
+        return found.model_copy(update=changes)
     if name not in POLICIES:
         raise StimulusError(
             f"unknown preprocessing policy {name!r}; {close_matches(name, POLICIES)} "
@@ -336,7 +362,8 @@ def _apply(batch: torch.Tensor, policy: ImagePolicy, out: torch.Tensor) -> torch
     y, x = batch.shape[-2:]
     if policy.square_crop:
         batch = _centre_crop(batch, min(y, x))
-    batch = _resize(batch, policy.resized_shape(y, x), policy.arithmetic)
+    shape = policy.resized_shape(y, x)
+    batch = _resize(batch, shape, policy.arithmetic, policy.interpolation)
     if policy.crop:
         batch = _centre_crop(batch, policy.crop)
     if policy.order == "bgr":
@@ -362,8 +389,10 @@ def _centre_crop(batch: torch.Tensor, side: int) -> torch.Tensor:
     return batch[..., top : top + side, left : left + side]
 
 
-def _resize(batch: torch.Tensor, shape: tuple[int, int], arithmetic: str) -> torch.Tensor:
-    """Resize uint8 (n, 3, y, x) bilinearly with antialias, to whole grey levels.
+def _resize(
+    batch: torch.Tensor, shape: tuple[int, int], arithmetic: str, mode: str = "bilinear"
+) -> torch.Tensor:
+    """Resize uint8 (n, 3, y, x) with antialias, to whole grey levels.
 
     They come as float32 from float32 arithmetic, which saves two casts, and else as uint8.
     """
@@ -374,12 +403,8 @@ def _resize(batch: torch.Tensor, shape: tuple[int, int], arithmetic: str) -> tor
         return batch
     if arithmetic == "float32":
         planes = batch.contiguous().to(torch.float32)
-        resized = interpolate(
-            planes, size=shape, mode="bilinear", align_corners=False, antialias=True
-        )
-        return resized.round_()
+        resized = interpolate(planes, size=shape, mode=mode, align_corners=False, antialias=True)
+        return resized.round_().clamp_(0, 255)
     # The kernel for bytes is fast on colour-last memory, which a crop is no longer.
     colour_last = batch.contiguous(memory_format=torch.channels_last)
-    return interpolate(
-        colour_last, size=shape, mode="bilinear", align_corners=False, antialias=True
-    )
+    return interpolate(colour_last, size=shape, mode=mode, align_corners=False, antialias=True)
