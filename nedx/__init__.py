@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nedx.fitting import fit
     from nedx.insilico.perturb import perturb
     from nedx.metrics.noise_ceiling import noise_ceiling
+    from nedx.metrics.retrieval_scores import retrieval_scores
     from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
     from nedx.schema import parse, validate
@@ -76,6 +77,7 @@ _MODULES = {
     "perturb": "nedx.insilico.perturb",
     "pull": "nedx.catalog.pulling",
     "rdm": "nedx.metrics.rsa",
+    "retrieval_scores": "nedx.metrics.retrieval_scores",
     "retrieve": "nedx.decoding.retrieval",
     "score": "nedx.metrics.scoring",
     "search": "nedx.catalog.listing",
@@ -118,6 +120,7 @@ __all__ = [
     "perturb",
     "pull",
     "rdm",
+    "retrieval_scores",
     "retrieve",
     "score",
     "search",

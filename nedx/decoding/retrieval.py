@@ -75,12 +75,12 @@ def retrieve(
         - ``candidate_id (..., image, candidate)`` str and ``similarity`` float32, best first;
         - ``rank (..., image)`` of the true match: 1 + the number of others that score as much or
           more, so that 1 is best and ties count against it; int64, or float64 with NaN where
-          ``true_match="ignore"``;
+          ``true_match="ignore"``, with the coordinate ``in_gallery (image)``;
         - ``ties``, the number of others that score exactly as much, and ``similarity_true``;
         - ``assigned_id (..., image)`` with ``assignment``.
 
         Each says in its attributes ``task`` ("exact_image" or "class_centre"), ``n_candidates``
-        and ``metric``.
+        and ``metric``, and the coordinates ``retrieval_task`` and ``n_candidates`` say it too.
 
     Raises
     ------
@@ -116,14 +116,20 @@ def retrieve(
         _check_size(embedding, len(ids))
         found["assigned_id"] = search.assigned(embedding.dims.index(sample))
     task = "exact_image" if key == "image_id" else "class_centre"
-    said = {"task": task, "n_candidates": len(ids), "metric": similarity}
+    said = {"task": task, "joined_by": key, "n_candidates": len(ids), "metric": similarity}
     added = {
         name: ((*embedding.dims[:-1], "candidate")[: array.ndim], array, {**_SAID[name], **said})
         for name, array in found.items()
     }
-    place = ("candidate", np.arange(1, k + 1), {"long_name": "place of a candidate, 1 = best"})
     # Of results that are concatenated, xarray keeps the attributes of one, but this of each.
-    return ds.assign(added).assign_coords(candidate=place, retrieval_task=np.array(task, dtype=object))
+    labels = {
+        "candidate": ("candidate", np.arange(1, k + 1), {"long_name": "place, 1 = best"}),
+        "retrieval_task": np.array(task, dtype=object),
+        "n_candidates": len(ids),
+    }
+    if true_match == "ignore":
+        labels["in_gallery"] = (sample, rows >= 0, {"long_name": "has a true match"})
+    return ds.assign(added).assign_coords(labels)
 
 
 def class_centres(features: xr.Dataset, by: str = "category") -> xr.Dataset:
