@@ -55,6 +55,12 @@ class DatasetNed(Exports):
         """Select the neuroids of a ROI, in any of the subjects."""
         return selection.select(self._obj, roi=name)
 
+    def select(self, expression: str) -> xr.Dataset:
+        """Select neuroids by ``"ROI_V1 + ROI_V2"``; see `nedx.sources.bdata.select`."""
+        from nedx.sources.bdata.select import select_expression
+
+        return select_expression(self._obj, expression)
+
     def roi_mean(self, name: Names) -> xr.Dataset:
         """Average over each subject's own neuroids of a ROI; see `nedx.selection.roi_mean`."""
         return selection.roi_mean(self._obj, name)
@@ -218,6 +224,12 @@ class DataTreeNed(Exports):
     def roi(self, name: Names) -> xr.DataTree:
         """Select the neuroids of a ROI in every subject."""
         return selection.select_tree(self._obj, roi=name)
+
+    def select(self, expression: str) -> xr.DataTree:
+        """Select neuroids of every subject by ``"ROI_V1 + ROI_V2"``."""
+        from nedx.sources.bdata.select import select_expression
+
+        return selection.map_nodes(self._obj, lambda ds: select_expression(ds, expression))
 
     def roi_mean(self, name: Names) -> xr.DataTree:
         """Average over the neuroids of a ROI in every subject."""

@@ -97,6 +97,21 @@ _BETAS = Argument("normalize", "within each session", choices=("zscore", "none")
 _TIMECOURSES = Argument("normalize", "within each run", choices=("percent", "zscore"))
 
 SOURCES: dict[str, Source] = {
+    "bdata": Source(
+        "nedx.sources.bdata.reading",
+        "open_bdata",
+        "responses and labels of one subject in BData: HDF5 or MATLAB 5",
+        (
+            Argument("subject", "for example 1; by default as the file is called"),
+            Argument("stimulus", "the label of the image, such as image_index"),
+            Argument("image_set", "names the images: image_id is <image-set>:<name>"),
+            Argument("block", "the key of the responses; VoxelData by default"),
+            Argument("modality", choices=("fmri", "eeg", "meg", "ieeg", "ephys")),
+            Argument("units", "needed: percent, or 1 with a normalization"),
+            Argument("normalization", "such as zscore, where units are 1"),
+            Argument("normalization_scope", "such as run"),
+        ),
+    ),
     "berg": Source(
         "nedx.sources.berg.responses",
         "open_responses",

@@ -1,0 +1,1 @@
+"""BData, feature trees, decoders and converters, as they are published for feature decoding."""
