@@ -107,7 +107,7 @@ SOURCES: dict[str, Source] = {
             Argument("image_set", "names the images: image_id is <image-set>:<name>"),
             Argument("block", "the key of the responses; VoxelData by default"),
             Argument("modality", choices=("fmri", "eeg", "meg", "ieeg", "ephys")),
-            Argument("units", "needed: percent, or 1 with a normalization"),
+            Argument("units", "such as percent, or 1 with a normalization"),
             Argument("normalization", "such as zscore, where units are 1"),
             Argument("normalization_scope", "such as run"),
         ),

@@ -77,11 +77,14 @@ def opened_file(location: Location, key: str) -> Iterator[Any]:
 
 def _matlab_5(file: Any) -> dict[str, Any]:
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         found: dict[str, Any] = loadmat(file)
-    except (MatReadError, ValueError, TypeError, NotImplementedError) as error:
+    except (StoreError, MemoryError):
+        # What fails on the way to the file is no fault of the file.
+        raise
+    except Exception as error:  # noqa: BLE001
+        # scipy raises classes of its own, and those of struct and numpy.
         raise OSError(str(error)) from error
     return {name: value for name, value in found.items() if not name.startswith("__")}
 
@@ -169,10 +172,7 @@ class StoredArray:
 
     def read(self) -> np.ndarray:
         """Read the whole array; a sparse one becomes dense."""
-        if self.is_sparse:
-            return self.read_sparse().dense()
-        with opened_file(self.location, self.key) as container:
-            return _dense(container[self.name])
+        return read_stored(self.location, self.key, self.name)
 
     def read_sparse(self) -> SparseArray:
         """Read where values are, and which; only of a sparse array."""
@@ -214,29 +214,34 @@ def open_stored(location: Location, key: str, name: str) -> StoredArray:
     SourceError
         If it holds no such array.
     """
-    mark = stamp(location, key) if _is_there(location, key) else ""
     with opened_file(location, key) as container:
-        if name not in container:
-            hint = close_matches(name, [one for one in container if not one.startswith("#")])
-            raise SourceError(f"{url_of(location, key)} has no array {name!r}: {hint}")
-        held = container[name]
-        if isinstance(held, np.ndarray):
-            return StoredArray(location, key, name, held.shape, held.dtype, False, mark)
+        held = _member(container, location, key, name)
+        mark = stamp(location, key)
+        if not hasattr(held, "shape"):
+            shape = _cell_numbers(container, held["shape"])
+            return StoredArray(location, key, name, shape, held["value"].dtype, True, mark)
+        shape = held.shape if isinstance(held, np.ndarray) else _shape(held)
+        return StoredArray(location, key, name, shape, held.dtype, False, mark)
+
+
+def read_stored(location: Location, key: str, name: str) -> np.ndarray:
+    """Read an array whole, a sparse one as a dense one; arguments and errors of `open_stored`."""
+    with opened_file(location, key) as container:
+        held = _member(container, location, key, name)
         if hasattr(held, "shape"):
-            shape = _shape(held)
-            return StoredArray(location, key, name, shape, held.dtype, False, mark)
-        if SPARSE not in held:
-            raise SourceError(f"{name!r} in {url_of(location, key)} is no array, but a group")
-        shape = _cell_numbers(container, held["shape"])
-        dtype = held["value"].dtype
-        return StoredArray(location, key, name, shape, dtype, True, mark)
+            return _dense(held)
+        return _sparse(container, held, f"{name!r} in {url_of(location, key)}").dense()
 
 
-def _is_there(location: Location, key: str) -> bool:
-    try:
-        return location.exists(key)
-    except StoreError:
-        return False
+def _member(container: Any, location: Location, key: str, name: str) -> Any:
+    """Return an array of a file, or the group of a sparse one."""
+    if name not in container:
+        hint = close_matches(name, [one for one in container if not one.startswith("#")])
+        raise SourceError(f"{url_of(location, key)} has no array {name!r}: {hint}")
+    held = container[name]
+    if not hasattr(held, "shape") and SPARSE not in held:
+        raise SourceError(f"{name!r} in {url_of(location, key)} is no array, but a group")
+    return held
 
 
 def open_array(place: str | Path | Location, name: str) -> da.Array:

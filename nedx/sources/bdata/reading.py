@@ -77,8 +77,8 @@ def open_bdata(
     modality : {"fmri", "eeg", "meg", "ieeg", "ephys"}
         Of the recording.
     units, normalization, normalization_scope : str, optional
-        As `nedx.validate` wants them of responses. A store needs them; what is not said here,
-        and not by a file of nedx, is left unsaid.
+        As `nedx.validate` wants them of responses. What is said neither here nor by a file of
+        nedx stays unsaid: the responses can be used, but are not valid.
     dtype : {"float32", "float64"}
         Of the responses; files hold float64, stores of nedx float32.
 
@@ -147,7 +147,7 @@ def _parsed(ds: xr.Dataset, plan: MatrixPlan) -> xr.Dataset:
     if "units" in ds["response"].attrs:
         parsed = parse(ds, "responses")
     else:
-        # All else is checked now; stores refuse responses without a unit.
+        # All else is checked now; `validate` refuses responses without a unit.
         unit = _PLACEHOLDER.get(str(ds.attrs["modality"]), "1")
         parsed = parse(ds.assign(response=ds["response"].assign_attrs(units=unit)), "responses")
         del parsed["response"].attrs["units"]
