@@ -1,12 +1,13 @@
 """Large pickled arrays, used where they lie in the file: nothing is read before it is asked for.
 
 numpy cannot map a pickle into memory, but the values of an array are one run of bytes in it. Here
-such a run becomes a view of the mapped file; all else is read as in `nedx.sources.berg.pickles`,
-with the same refusals.
+such a run becomes a view of the mapped file, and so does a large tensor of torch; all else is read
+as in `nedx.sources.berg.pickles`, with the same refusals.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -31,7 +32,7 @@ from nedx.sources.berg.pickles import (
     check_header,
     damage_explained,
     resolved,
-    tensor_values,
+    tensor_in,
     torch_root,
 )
 
@@ -65,17 +66,65 @@ def open_pickled(path: str | os.PathLike[str]) -> dict[str, Any]:
     ModelError
         If it holds something else, or names anything that could run.
     """
+    with _existing(path).open("rb") as file:
+        return as_dictionary(_read(file, str(path)), str(path))
+
+
+def open_arrays(path: str | os.PathLike[str]) -> dict[str, Any] | np.ndarray:
+    """Open a local file that holds one array, or one dictionary as `open_pickled` takes it.
+
+    Parameters
+    ----------
+    path : path
+        The file: also a ``.npy`` file of numbers, or a pickled array or tensor.
+
+    Returns
+    -------
+    dict or ndarray
+        Read-only; large arrays are views of the mapped file, whose checksums, where torch keeps
+        some, are not looked at.
+
+    Raises
+    ------
+    StoreError, CorruptStoreError, ModelError
+        As of `open_pickled`.
+    """
+    url = str(path)
+    with _existing(path).open("rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            file.seek(0)
+            with damage_explained(url):
+                plain = _plain_array(file)
+            if plain is not None:
+                return plain
+        file.seek(0)
+        held = _read(file, url)
+    return held if isinstance(held, np.ndarray) else as_dictionary(held, url)
+
+
+def _plain_array(file: IO[bytes]) -> np.ndarray | None:
+    """Map the array of a ``.npy`` file; None where it is one of objects."""
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    shape, by_column, dtype = readers[version](file)
+    if dtype.hasobject:
+        return None
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    flat = np.frombuffer(mapped, dtype, math.prod(shape), file.tell())
+    return flat.reshape(shape, order="F" if by_column else "C")
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
     place = Path(path)
-    try:
-        with place.open("rb") as file:
-            return _read(file, str(place))
-    except FileNotFoundError as error:
-        raise StoreError(f"there is no file {place}. Check the folder, or fetch the file") from (
-            error
-        )
+    if not place.is_file():
+        raise StoreError(f"there is no file {place}. Check the folder, or fetch the file")
+    return place
 
 
-def _read(file: IO[bytes], url: str) -> dict[str, Any]:
+def _read(file: IO[bytes], url: str) -> Any:
     start = file.read(6)
     file.seek(0)
     if start == b"\x93NUMPY":
@@ -87,12 +136,35 @@ def _read(file: IO[bytes], url: str) -> dict[str, Any]:
         with damage_explained(url), zipfile.ZipFile(file) as archive:
             root = torch_root(archive)
             _seek_member(file, archive.getinfo(f"{root}/data.pkl"))
-            admitted = {**ADMITTED, **TORCH}
-            return _load(file, url, admitted, lambda t: tensor_values(archive, root, t))
+            return _load(file, url, {**ADMITTED, **TORCH}, _Storages(file, archive, root).tensor)
     found = "is empty" if not start else f"begins with {start!r}"
     raise CorruptStoreError(
         f"{url} {found}: it is no .npy file, pickle or .pt file. Fetch it again"
     )
+
+
+class _Storages:
+    """The storages of a file of torch: small ones are read, large ones mapped, each once."""
+
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, root: str):
+        self.file, self.archive, self.root = file, archive, root
+        self.found: dict[str, Any] = {}
+
+    def tensor(self, tensor: Any) -> np.ndarray:
+        """Return a tensor as an array."""
+        name = tensor.storage[1]
+        if name not in self.found:
+            self.found[name] = self.storage(self.archive.getinfo(f"{self.root}/data/{name}"))
+        return tensor_in(self.found[name], tensor)
+
+    def storage(self, member: zipfile.ZipInfo) -> Any:
+        """Return the bytes of a member."""
+        if member.file_size < _LARGE:
+            return self.archive.read(member)
+        _seek_member(self.file, member)
+        start = self.file.tell()
+        mapped = memoryview(mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ))
+        return mapped[start : start + member.file_size]
 
 
 def _seek_member(file: IO[bytes], member: zipfile.ZipInfo) -> None:
@@ -110,13 +182,13 @@ def _load(
     url: str,
     admitted: Mapping[tuple[str, str], Any],
     read: Callable[[Any], np.ndarray] | None = None,
-) -> dict[str, Any]:
+) -> Any:
     with damage_explained(url):
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         whole = resolved(_MappedUnpickler(file, mapped, url, admitted).load(), read)
     if isinstance(whole, np.ndarray) and whole.shape == ():
         whole = whole.item()
-    return as_dictionary(whole, url)
+    return whole
 
 
 class _MappedUnpickler(pickle._Unpickler):

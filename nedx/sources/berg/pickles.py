@@ -348,9 +348,13 @@ def torch_root(archive: zipfile.ZipFile) -> str:
 
 
 def tensor_values(archive: zipfile.ZipFile, root: str, tensor: _Tensor) -> np.ndarray:
-    """Read a tensor; numpy checks that it lies within its storage."""
-    dtype, name = tensor.storage
-    flat = _taken(archive.read(f"{root}/data/{name}"), dtype)
+    """Read a tensor."""
+    return tensor_in(archive.read(f"{root}/data/{tensor.storage[1]}"), tensor)
+
+
+def tensor_in(storage: Any, tensor: _Tensor) -> np.ndarray:
+    """See a tensor in the bytes of its storage; numpy checks that it lies within them."""
+    flat = _taken(storage, tensor.storage[0])
     size = flat.dtype.itemsize
     strides = [step * size for step in tensor.strides]
     found: np.ndarray = np.ndarray(tensor.shape, flat.dtype, flat, tensor.offset * size, strides)
