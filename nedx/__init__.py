@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from nedx.encoding.text_features import encode_text
     from nedx.fitting import fit
     from nedx.insilico.perturb import perturb
+    from nedx.metrics.conversion_accuracy import conversion_accuracy
+    from nedx.metrics.identification import pairwise_identification
     from nedx.metrics.noise_ceiling import noise_ceiling
+    from nedx.metrics.profiles import pattern_correlation, profile_correlation
     from nedx.metrics.retrieval_scores import retrieval_scores
     from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
@@ -58,6 +61,7 @@ _MODULES = {
     "cite": "nedx.by_name",
     "class_centres": "nedx.decoding.retrieval",
     "compare_rdms": "nedx.metrics.rsa",
+    "conversion_accuracy": "nedx.metrics.conversion_accuracy",
     "decode": "nedx.decoding.decode",
     "describe": "nedx.catalog.listing",
     "encode": "nedx.encoding.encode",
@@ -73,8 +77,11 @@ _MODULES = {
     "open_images": "nedx.stimuli",
     "open_store": "nedx.store.opening",
     "pairwise_decoding": "nedx.metrics.rsa",
+    "pairwise_identification": "nedx.metrics.identification",
     "parse": "nedx.schema",
+    "pattern_correlation": "nedx.metrics.profiles",
     "perturb": "nedx.insilico.perturb",
+    "profile_correlation": "nedx.metrics.profiles",
     "pull": "nedx.catalog.pulling",
     "rdm": "nedx.metrics.rsa",
     "retrieval_scores": "nedx.metrics.retrieval_scores",
@@ -101,6 +108,7 @@ __all__ = [
     "cite",
     "class_centres",
     "compare_rdms",
+    "conversion_accuracy",
     "decode",
     "describe",
     "encode",
@@ -116,8 +124,11 @@ __all__ = [
     "open_images",
     "open_store",
     "pairwise_decoding",
+    "pairwise_identification",
     "parse",
+    "pattern_correlation",
     "perturb",
+    "profile_correlation",
     "pull",
     "rdm",
     "retrieval_scores",

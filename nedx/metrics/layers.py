@@ -1,0 +1,352 @@
+"""Features of layers, true beside predicted: joined by ``image_id``, compared layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeAlias
+from uuid import uuid4
+
+import numpy as np
+import xarray as xr
+
+from nedx.errors import SchemaError, close_matches
+from nedx.schema import sample_dim
+
+Features: TypeAlias = xr.DataArray | xr.Dataset
+Statistics: TypeAlias = tuple[Features, Features]
+
+PREFIX = "feature_"
+SINGLE = ("features", "embedding", "response")
+"""What is compared of a Dataset that holds no layers of their own."""
+
+_KEPT = (
+    *("model", "subject", "source", "target", "pair", "roi", "layer"),
+    *("repetition", "time", "fold", "split"),
+)
+_WHAT = ("true features", "means", "standard deviations")
+_BLOCK_BYTES = 2**25
+
+
+def layers_of(data: Features) -> dict[str | None, xr.DataArray]:
+    """Return the array of each layer.
+
+    Parameters
+    ----------
+    data : DataArray or Dataset
+        One layer, or ``feature_<layer>`` of several, or ``features (image, feature)`` with the
+        coordinate ``layer (feature)``, or ``embedding`` or ``response``.
+
+    Returns
+    -------
+    dict of str to DataArray
+        By the name of the layer; None where layers are not told apart.
+
+    Raises
+    ------
+    SchemaError
+        If there is nothing of this.
+    """
+    if isinstance(data, xr.DataArray):
+        return {None: data}
+    layers: dict[str | None, xr.DataArray] = {
+        str(name)[len(PREFIX) :]: array
+        for name, array in data.items()
+        if str(name).startswith(PREFIX)
+    }
+    if layers:
+        return layers
+    for name in SINGLE:
+        if name in data:
+            return _split(data[name])
+    fault = f"no variables feature_<layer>, nor any of {', '.join(SINGLE)}; it has {list(data)}"
+    raise SchemaError("what is compared", [fault])
+
+
+def _split(array: xr.DataArray) -> dict[str | None, xr.DataArray]:
+    if "layer" not in array.coords or array["layer"].ndim != 1 or "layer" in array.dims:
+        return {None: array}
+    (dim,) = array["layer"].dims
+    names = array["layer"].values.astype(str)
+    kept = array.drop_vars("layer")
+    return {str(n): kept.isel({dim: np.flatnonzero(names == n)}) for n in dict.fromkeys(names)}
+
+
+def by_layer(
+    compare: Callable[..., xr.DataArray], true: Features, predicted: Features, *others: Features
+) -> dict[str | None, xr.DataArray]:
+    """Compare the layers that are predicted, each with the true features of that layer.
+
+    Parameters
+    ----------
+    compare : callable
+        ``compare(true, predicted, *others)`` of one layer.
+    true, predicted, *others
+        As `layers_of` takes them.
+
+    Returns
+    -------
+    dict of str to DataArray
+
+    Raises
+    ------
+    SchemaError
+        If a predicted layer is absent elsewhere.
+    """
+    wanted, *there = (layers_of(data) for data in (predicted, true, *others))
+    if None in wanted:
+        wanted, *there = (_one_layer(layers) for layers in (wanted, *there))
+    faults = [
+        f"layer {name!r} is predicted, but there are no {what} of it: "
+        f"{close_matches(name, (other for other in layers if other))}"
+        for what, layers in zip(_WHAT, there, strict=False)
+        for name in wanted
+        if name not in layers
+    ]
+    if faults:
+        raise SchemaError("what is compared", faults)
+    return {
+        name: compare(there[0][name], array, *(layers[name] for layers in there[1:]))
+        for name, array in wanted.items()
+    }
+
+
+def _one_layer(layers: Mapping[str | None, xr.DataArray]) -> dict[str | None, xr.DataArray]:
+    if len(layers) == 1:
+        return {None: next(iter(layers.values()))}
+    found = ", ".join(str(name) for name in layers)
+    fault = f"one array is compared with the layers {found}"
+    raise SchemaError("what is compared", [fault, "give one layer, or both as feature_<layer>"])
+
+
+def along_layer(
+    found: Mapping[str | None, xr.DataArray], varying: Sequence[str] = ()
+) -> xr.DataArray:
+    """Stack results of the same dims along ``layer``; one without a name stays as it is.
+
+    Parameters
+    ----------
+    found : mapping of str to DataArray
+    varying : sequence of str
+        Coordinates that differ between layers.
+    """
+    if None in found:
+        return found[None]
+    stacked = xr.concat(
+        list(found.values()),
+        dim="layer",
+        coords=list(varying),
+        compat="override",
+        join="exact",
+        combine_attrs="override",
+    )
+    return stacked.assign_coords(layer=_objects(found))
+
+
+def along_units(found: Mapping[str | None, xr.DataArray], lead: Sequence[Hashable]) -> xr.DataArray:
+    """Put results of units one after another, with ``layer (unit)`` and ``unit_index (unit)``.
+
+    ``unit_index`` is the place of a unit in its flattened layer (C order).
+    """
+    flat = [unit_last(array, [d for d in array.dims if d not in lead]) for array in found.values()]
+    joined = xr.concat(
+        flat, dim="unit", coords="minimal", compat="override", join="exact",
+        combine_attrs="override",
+    )  # fmt: skip
+    sizes = [array.sizes["unit"] for array in flat]
+    index = np.concatenate([np.arange(size) for size in sizes])
+    return joined.assign_coords(
+        layer=("unit", np.repeat(_objects(found), sizes)), unit_index=("unit", index)
+    )
+
+
+def _objects(names: Iterable[str | None]) -> np.ndarray:
+    return np.array(list(names), dtype=object)
+
+
+def matched(true: xr.DataArray, predicted: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Give every predicted sample the true features of its image.
+
+    Parameters
+    ----------
+    true : DataArray (..., image, <unit dims>)
+        Each image once, in any order, and perhaps more images than are predicted.
+    predicted : DataArray (..., image | trial, <unit dims>)
+
+    Returns
+    -------
+    DataArray, DataArray
+        Both with the samples of ``predicted``. Labels of samples are those of ``predicted``,
+        all others those of ``true`` where it has them.
+
+    Raises
+    ------
+    SchemaError
+        If images are absent or named twice, or units differ in number or labels.
+    """
+    rows = lookup(true, predicted)
+    of_true, sample = sample_dim(true), sample_dim(predicted)
+    true = _without(true, of_true)
+    true = true.isel({of_true: rows}) if rows is not None else true
+    true = true.rename({of_true: sample}) if of_true != sample else true
+    return _same_units(true, predicted, sample)
+
+
+def candidates(true: xr.DataArray, predicted: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return true features on ``candidate``, with ``candidate_id``, and what was predicted.
+
+    Raises
+    ------
+    SchemaError
+        If units differ in number or labels.
+    """
+    of_true = sample_dim(true)
+    labels = true["image_id"].values if _named(true) else None
+    true = _without(true, of_true).rename({of_true: "candidate"})
+    true, predicted = _same_units(true, predicted, "candidate")
+    if labels is not None:
+        true = true.assign_coords(candidate_id=("candidate", labels.astype(object)))
+    return true, predicted
+
+
+def lookup(true: xr.DataArray, predicted: xr.DataArray) -> np.ndarray | None:
+    """Return the row of ``true`` that each predicted sample is of; None where they are the same.
+
+    Raises
+    ------
+    SchemaError
+        If there is nothing, images are absent or named twice, or only one of the two names them.
+    """
+    samples = sample_dim(true), sample_dim(predicted)
+    sizes = true.sizes[samples[0]], predicted.sizes[samples[1]]
+    if 0 in sizes:
+        raise SchemaError("what is compared", ["no image was selected"])
+    named = _named(true), _named(predicted)
+    if not any(named):
+        if sizes != (sizes[0], sizes[0]) or samples[0] != samples[1]:
+            fault = f"{sizes[0]} true and {sizes[1]} predicted samples without image_id"
+            raise SchemaError("what is compared", [fault, "type .assign_coords(image_id=...)"])
+        return None
+    if not all(named):
+        which = "the predicted" if named[0] else "the true"
+        fault = f"no image_id on {which} features: nothing is joined by position"
+        raise SchemaError("what is compared", [fault, "type .assign_coords(image_id=...)"])
+    ids, wanted = (np.asarray(a["image_id"].values).astype(str) for a in (true, predicted))
+    order = np.argsort(ids, kind="stable")
+    twice = ids[order][1:][ids[order][1:] == ids[order][:-1]]
+    if twice.size:
+        fault = f"{twice.size} images are there more than once, for example {twice[0]}"
+        raise SchemaError("the true features", [fault, "keep one row of each image"])
+    place = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), ids.size - 1)]
+    absent = wanted[ids[place] != wanted]
+    if absent.size:
+        count = np.unique(absent).size
+        fault = f"{count} predicted images have no true features, for example {absent[0]}"
+        raise SchemaError("what is compared", [fault, "select what both have by image_id"])
+    return None if np.array_equal(place, np.arange(ids.size)) else place
+
+
+def _named(array: xr.DataArray) -> bool:
+    return "image_id" in array.coords and array["image_id"].dims == (sample_dim(array),)
+
+
+def _without(array: xr.DataArray, dim: str) -> xr.DataArray:
+    return array.drop_vars([name for name, coord in array.coords.items() if dim in coord.dims])
+
+
+def _same_units(
+    true: xr.DataArray, predicted: xr.DataArray, sample: str
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Refuse other units; say labels once, those of ``true``."""
+    shared = [dim for dim in true.dims if dim in predicted.dims and dim != sample]
+    faults = [
+        f"{true.sizes[dim]} true and {predicted.sizes[dim]} predicted along {dim!r}"
+        for dim in shared
+        if true.sizes[dim] != predicted.sizes[dim]
+    ]
+    if faults:
+        advice = "compare features of the same network, layer and preprocessing"
+        raise SchemaError("what is compared", [*faults, advice])
+    try:
+        xr.align(true, predicted, join="exact", copy=False, exclude=[sample])
+    except ValueError as error:
+        raise SchemaError("what is compared", [f"labels differ: {error}"]) from error
+    known = [name for name in true.coords if name in predicted.coords and name not in shared]
+    return true, predicted.drop_vars([name for name in known if name not in predicted.dims])
+
+
+def unit_dims(
+    true: xr.DataArray, predicted: xr.DataArray, over: str | Sequence[str] | None
+) -> list[str]:
+    """Return the dims that make up a pattern.
+
+    Parameters
+    ----------
+    true, predicted : DataArray
+    over : str or sequence of str, optional
+        Their names; by default the dims that both have, except those of samples and of what
+        patterns are kept apart by, such as ``subject``, ``roi`` or ``time``.
+
+    Raises
+    ------
+    SchemaError
+        If there are none, or one of them is absent from one of the two.
+    """
+    taken = {sample_dim(true), sample_dim(predicted), "image", "trial"}
+    found = [str(dim) for dim in true.dims if dim in predicted.dims and dim not in taken]
+    wanted = [dim for dim in found if dim not in _KEPT]
+    if over is not None:
+        wanted = [over] if isinstance(over, str) else list(over)
+    if not wanted or not set(wanted) <= set(found):
+        fault = f"no units: true features have {true.dims}, predicted ones {predicted.dims}"
+        advice = f"name the dims of a pattern with over=; both have {', '.join(found) or 'none'}"
+        raise SchemaError("what is compared", [fault, advice])
+    extra = [dim for dim in true.dims if dim not in (*found, *taken, *_KEPT)]
+    if extra and over is None:
+        fault = f"true features have {true.dims}, predicted ones {predicted.dims}"
+        raise SchemaError("what is compared", [fault, "give both the same dims of units"])
+    return wanted
+
+
+def unit_last(array: xr.DataArray, dims: Sequence[Hashable]) -> xr.DataArray:
+    """Put ``dims`` into one, ``unit``, the last (C order), without labels of them."""
+    kept = [dim for dim in array.dims if dim not in dims]
+    array = array.transpose(*kept, *dims)
+    width = int(np.prod([array.sizes[dim] for dim in dims]))
+    data = array.data.reshape(*array.shape[: len(kept)], width)
+    coords = {n: c for n, c in array.coords.items() if not {*c.dims} & {*dims}}
+    return xr.DataArray(data, coords, (*kept, "unit"), array.name, array.attrs)
+
+
+def lazy_patterns(
+    true: xr.DataArray, predicted: xr.DataArray, dims: Sequence[str], samples: tuple[str, str]
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Arrange both as lazy ``(..., sample, unit)``, blocks of all samples and the same units.
+
+    Leading dims are those of either. A unit is left out of all samples where one of them is not
+    finite, so that a block must hold all of them.
+    """
+    arrays = [unit_last(a, dims) for a in (true, predicted)]
+    lead = [d for d in dict.fromkeys((*arrays[1].dims, *arrays[0].dims))
+            if d not in (*samples, "unit")]  # fmt: skip
+    sizes = {d: a.sizes[d] for a in arrays for d in lead if d in a.dims}
+    rows = max(a.sizes[s] for a, s in zip(arrays, samples, strict=True))
+    step = max(1, _BLOCK_BYTES // (8 * rows))
+    found = []
+    for array, sample in zip(arrays, samples, strict=True):
+        array = array.expand_dims({d: n for d, n in sizes.items() if d not in array.dims})
+        array = array.transpose(*lead, sample, "unit")
+        chunks = {**dict.fromkeys(lead, 1), sample: -1, "unit": step}
+        # A token of its own: hashing the values would take as long as comparing them.
+        token = None if array.chunks is not None else uuid4().hex
+        found.append(array.chunk(chunks, token=token))
+    return found[0], found[1]
+
+
+def coords_of(*arrays: xr.DataArray, dims: Iterable[Hashable]) -> dict[Hashable, xr.DataArray]:
+    """Return the coordinates that lie along ``dims`` only; the first to name one is right."""
+    kept: dict[Hashable, xr.DataArray] = {}
+    for array in arrays:
+        for name, coord in array.coords.items():
+            if {*coord.dims} <= {*dims}:
+                kept.setdefault(name, coord)
+    return kept
