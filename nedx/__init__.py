@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from nedx.encoding.model import LinearEncoder, load_model
     from nedx.encoding.text_features import encode_text
     from nedx.fitting import fit
+    from nedx.insilico import channel_experiment, channel_importance, time_importance
     from nedx.insilico.perturb import perturb
     from nedx.metrics.conversion_accuracy import conversion_accuracy
     from nedx.metrics.identification import pairwise_identification
+    from nedx.metrics.images import cat_score, image_metrics
     from nedx.metrics.noise_ceiling import noise_ceiling
     from nedx.metrics.profiles import pattern_correlation, profile_correlation
     from nedx.metrics.retrieval_scores import retrieval_scores
@@ -58,6 +60,9 @@ _MODULES = {
     "LinearEncoder": "nedx.encoding.model",
     "OLSEncoder": "nedx.encoding.estimators.ols",
     "RidgeEncoder": "nedx.encoding.estimators.ridge",
+    "channel_experiment": "nedx.insilico",
+    "channel_importance": "nedx.insilico",
+    "cat_score": "nedx.metrics.images",
     "cite": "nedx.by_name",
     "class_centres": "nedx.decoding.retrieval",
     "compare_rdms": "nedx.metrics.rsa",
@@ -68,6 +73,7 @@ _MODULES = {
     "encode_features": "nedx.encoding.features",
     "encode_text": "nedx.encoding.text_features",
     "fit": "nedx.fitting",
+    "image_metrics": "nedx.metrics.images",
     "import_source": "nedx.sources.importing",
     "list": "nedx.catalog.listing",
     "load_model": "nedx.encoding.model",
@@ -91,6 +97,7 @@ _MODULES = {
     "searchlight_rdm": "nedx.metrics.rsa",
     "simulate_eeg": "nedx.simulation.drawing",
     "synthesize": "nedx.synthesis",
+    "time_importance": "nedx.insilico",
     "to_zarr": "nedx.store.writing",
     "validate": "nedx.schema",
     "verify": "nedx.by_name",
@@ -105,6 +112,9 @@ __all__ = [
     "OLSEncoder",
     "RidgeEncoder",
     "__version__",
+    "channel_experiment",
+    "channel_importance",
+    "cat_score",
     "cite",
     "class_centres",
     "compare_rdms",
@@ -115,6 +125,7 @@ __all__ = [
     "encode_features",
     "encode_text",
     "fit",
+    "image_metrics",
     "import_source",
     "list",
     "load_model",
@@ -138,6 +149,7 @@ __all__ = [
     "searchlight_rdm",
     "simulate_eeg",
     "synthesize",
+    "time_importance",
     "to_zarr",
     "validate",
     "verify",

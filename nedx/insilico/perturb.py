@@ -22,7 +22,8 @@ PERTURBATION = "nedx_perturbation"
 
 # What was found from responses as they were, and says nothing of them as they are.
 _FOUND = (
-    *("embedding", "candidate_id", "similarity", "rank", "pixels_reconstructed"),
+    *("embedding", "embedding_one_stage", "pixels_reconstructed"),
+    *("candidate_id", "similarity", "similarity_true", "rank", "ties", "assigned_id"),
     *("accuracy", "accuracy_normalized", "noise_ceiling", "ncsnr", "encoding_accuracy"),
 )
 _TRIAL_LABELS = ("session", "run", "repetition")

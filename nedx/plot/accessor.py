@@ -50,6 +50,12 @@ class Plots:
 
         return plot_topomap(self._obj, *args, **options)
 
+    def importance(self, **options: Any) -> Axes:
+        """Draw what is lost with each channel; see `nedx.plot.importance.plot_importance`."""
+        from nedx.plot.importance import plot_importance
+
+        return plot_importance(self._obj, **options)
+
     def surface(self, *args: Any, **options: Any) -> Axes:
         """Draw the inflated cortex; see `nedx.plot.surface.plot_surface`."""
         from nedx.plot.surface import plot_surface
