@@ -242,7 +242,26 @@ SOURCES: dict[str, Source] = {
         "nedx.sources.things_meg",
         "open_things_meg",
         "epochs of THINGS-MEG as its authors publish them: FIF",
-        (_SUBJECT, Argument("image_paths", "the list of the images of THINGS: image_paths.csv")),
+        (
+            _SUBJECT,
+            Argument("image_paths", "the list of the images of THINGS: image_paths.csv"),
+            Argument("zero_shot", "leave out training trials of tested concepts", bool),
+        ),
+    ),
+    "things-meg-prepared": Source(
+        "nedx.sources.things_meg_prepared",
+        "open_things_meg_prepared",
+        "THINGS-MEG as ATM or NeuroBridge prepared it: pickles",
+        (
+            _SUBJECT,
+            Argument("images", "the folder of training_images and test_images", required=True),
+            Argument("channels", "names of the sensors, where files have none", words),
+            Argument(
+                "normalization",
+                "where files do not tell",
+                choices=("baseline", "zscore", "whitened"),
+            ),
+        ),
     ),
 }
 """All sources by the name that ``nedx import`` knows them by."""

@@ -35,9 +35,9 @@ _REGIONS = {
     "P": "parietal",
     "T": "temporal",
 }
-# Magnetic fields of the brain are some 1e-13 T; z-scores are about 1.
-_LARGEST_FIELD = 1e-6
-_ATTRS = {
+LARGEST_FIELD = 1e-6
+"""T. Magnetic fields of the brain are some 1e-13 T; z-scores are about 1."""
+ATTRS = {
     "title": "THINGS-MEG",
     "dataset": "things_meg_1",
     "license": "https://openneuro.org/datasets/ds004212",
@@ -50,6 +50,7 @@ def open_things_meg(
     *,
     subject: Subjects | None = None,
     image_paths: str | Path | None = None,
+    zero_shot: bool = False,
 ) -> xr.Dataset | xr.DataTree:
     """Open single trials, lazily; labels are read, and one trial to see in which unit values are.
 
@@ -63,6 +64,9 @@ def open_things_meg(
         The list of all images of THINGS, one path a line in the order of their numbers
         (``image_paths.csv`` of the database); looked for in ``root``. Not needed where the epochs
         say themselves which image was shown (``image_path`` of their metadata).
+    zero_shot : bool
+        Leave out the training trials of concepts that a test image is of, as decoders of unseen
+        concepts are trained.
 
     Returns
     -------
@@ -79,7 +83,8 @@ def open_things_meg(
     SelectionError
         If there is no such subject.
     SourceError
-        If there are no such files, or nothing says which images were shown.
+        If there are no such files, nothing says which images were shown, or there are no test
+        images to leave concepts out for.
     StoreError
         If a file cannot be read.
     """
@@ -90,9 +95,11 @@ def open_things_meg(
     places = _places(base, subject)
     paths = _image_list(base, image_paths)
     nodes = {label: _open_subject(label, place, paths) for label, place in places.items()}
+    if zero_shot:
+        nodes = {label: _without_tested_concepts(node) for label, node in nodes.items()}
     if len(nodes) == 1:
         return next(iter(nodes.values()))
-    attrs = {**_ATTRS, "modality": "meg", "subject_ids": list(nodes)}
+    attrs = {**ATTRS, "modality": "meg", "subject_ids": list(nodes)}
     return parse(xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes}))
 
 
@@ -128,7 +135,7 @@ def _image_list(base: Path, given: str | Path | None) -> list[str] | None:
 
 def _open_subject(label: str, path: Path, paths: list[str] | None) -> xr.Dataset:
     peek = open_mne(path, channel_type="mag")
-    zscored = float(np.abs(peek.response[0].values).max()) * 1e-15 > _LARGEST_FIELD
+    zscored = float(np.abs(peek.response[0].values).max()) * 1e-15 > LARGEST_FIELD
     ds = open_mne(path, channel_type="mag", subject=label, zscored=zscored) if zscored else peek
     numbers = _numbers(ds, path)
     kinds = ds["trial_type"].values if "trial_type" in ds.coords else None
@@ -152,10 +159,47 @@ def _open_subject(label: str, path: Path, paths: list[str] | None) -> xr.Dataset
     # Onsets go, too: the events count samples of recordings that were joined at another rate.
     extra = [n for n, c in ds.coords.items() if c.dims == ("trial",) and n != "trial_number"]
     ds = ds.drop_vars(extra).assign_coords({n: ("trial", v) for n, v in labels.items()})
-    ds = ds.assign_coords(_sensor_labels(ds["channel"].values))
+    ds = ds.assign_coords(sensor_labels(ds["channel"].values))
     attrs = {name: value for name, value in ds.attrs.items() if name != "stimulus_identity"}
     found = {"subject_ids": [label], "units_found_by": "size of the values"}
-    return parse(ds.drop_attrs(deep=False).assign_attrs({**attrs, **_ATTRS, **found}))
+    return parse(ds.drop_attrs(deep=False).assign_attrs({**attrs, **ATTRS, **found}))
+
+
+def _without_tested_concepts(ds: xr.Dataset) -> xr.Dataset:
+    """Leave out training trials of the concepts of test images."""
+    concepts, is_test = ds["things_concept"].values, ds["partition"].values == "test"
+    if not is_test.any():
+        raise SourceError(
+            f"no image was shown {TEST_REPETITIONS} times, so that there are no test images whose "
+            "concepts could be left out: type zero_shot=False, or fetch all sessions"
+        )
+    return ds.isel(trial=is_test | ~np.isin(concepts, concepts[is_test]))
+
+
+def zero_shot_files(ds: xr.Dataset) -> dict[str, list[str]]:
+    """Return the files of the training and of the test images, in the order of their numbers.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Trials as `open_things_meg` opens them with ``zero_shot=True``.
+
+    Raises
+    ------
+    SourceError
+        If they are other trials.
+    """
+    needed = ("things_number", "filename", "partition")
+    if missing := [name for name in needed if name not in ds.coords]:
+        raise SourceError(
+            f"these are no trials of open_things_meg: they have no coordinate {missing[0]!r}"
+        )
+    found = {}
+    for partition in ("train", "test"):
+        here = ds["partition"].values == partition
+        _, first = np.unique(ds["things_number"].values[here], return_index=True)
+        found[partition] = [str(name) for name in ds["filename"].values[here][first]]
+    return found
 
 
 def _numbers(ds: xr.Dataset, path: Path) -> np.ndarray:
@@ -197,7 +241,7 @@ def _strings(values: Any) -> np.ndarray:
     return np.array(list(values), dtype=object)
 
 
-def _sensor_labels(channels: np.ndarray) -> dict[str, Any]:
+def sensor_labels(channels: np.ndarray) -> dict[str, Any]:
     """Return side and region of CTF sensors, whose names tell: MLT23 is left temporal."""
     sides = {"L": "L", "R": "R", "Z": "midline"}
     known = [len(n) > 2 and n[0] == "M" and n[1] in sides and n[2] in _REGIONS for n in channels]
