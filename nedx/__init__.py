@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nedx.catalog.pulling import pull
     from nedx.catalog.resolving import open
     from nedx.decoding.decode import decode
+    from nedx.decoding.estimator import EEGDecoder
     from nedx.decoding.retrieval import class_centres, retrieve
     from nedx.encoding.encode import encode
     from nedx.encoding.estimators.banded import BandedRidgeEncoder
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from nedx.metrics.retrieval_scores import retrieval_scores
     from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
+    from nedx.reconstruction.prior import apply_prior
+    from nedx.reconstruction.prior_training import DiffusionPrior
     from nedx.schema import parse, validate
     from nedx.simulation.drawing import simulate_eeg
     from nedx.sources.importing import import_source
@@ -54,6 +57,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "BandedRidgeEncoder": "nedx.encoding.estimators.banded",
+    "DiffusionPrior": "nedx.reconstruction.prior_training",
+    "EEGDecoder": "nedx.decoding.estimator",
     "FwrfRidgeEncoder": "nedx.encoding.fwrf_ridge",
     "FwrfTrainer": "nedx.encoding.fwrf_training",
     "L2LiREncoder": "nedx.encoding.estimators.l2lir",
@@ -63,6 +68,7 @@ _MODULES = {
     "channel_experiment": "nedx.insilico",
     "channel_importance": "nedx.insilico",
     "cat_score": "nedx.metrics.images",
+    "apply_prior": "nedx.reconstruction.prior",
     "cite": "nedx.by_name",
     "class_centres": "nedx.decoding.retrieval",
     "compare_rdms": "nedx.metrics.rsa",
@@ -105,6 +111,8 @@ _MODULES = {
 
 __all__ = [
     "BandedRidgeEncoder",
+    "DiffusionPrior",
+    "EEGDecoder",
     "FwrfRidgeEncoder",
     "FwrfTrainer",
     "L2LiREncoder",
@@ -115,6 +123,7 @@ __all__ = [
     "channel_experiment",
     "channel_importance",
     "cat_score",
+    "apply_prior",
     "cite",
     "class_centres",
     "compare_rdms",

@@ -23,6 +23,7 @@ from nedx.compute.references import ModelRef
 from nedx.decoding.fitting_in import fitting_response
 from nedx.decoding.model import NeuralDecoder
 from nedx.decoding.recipe import DecoderRecipe, Member
+from nedx.decoding.samples import whose
 from nedx.decoding.storing import LoadedNetwork, NetworkPart
 from nedx.encoding.plans import EVERYTHING, Sliced
 from nedx.errors import ModelError
@@ -76,8 +77,8 @@ def decode(
     decoder = _decoder(model)
     array = fitting_response(ds, decoder.recipe)
     sample, subject = sample_dim(ds), role_dim(ds, "subject")
-    whose = [_whose(ds)] if subject is None else [subject_label(str(s)) for s in ds[subject].values]
-    members = tuple(decoder.member(label) for label in whose)
+    labels = [whose(ds)] if subject is None else [subject_label(str(s)) for s in ds[subject].values]
+    members = tuple(decoder.member(label) for label in labels)
     names = ds["image_id"].values if "image_id" in ds.coords else np.arange(ds.sizes[sample])
     task = DecodeTask(
         decoder.ref,
@@ -256,14 +257,6 @@ def _decoder(model: Any) -> NeuralDecoder:
             "nedx.EEGDecoder().fit(responses, targets)"
         )
     return model
-
-
-def _whose(ds: xr.Dataset) -> str | None:
-    """Return the subject of responses without an axis of subjects, if they say it."""
-    if "subject" in ds.coords and ds["subject"].size == 1:
-        return subject_label(str(ds["subject"].values.reshape(-1)[0]))
-    named = ds.attrs.get("subject")
-    return None if named is None else subject_label(str(named))
 
 
 def _provenance(decoder: NeuralDecoder, ds: xr.Dataset, device: str) -> dict[str, Any]:

@@ -1,0 +1,247 @@
+"""Training one network from beginning to end: epochs, the best of them, checkpoints, progress."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nedx.compute.devices import resolve_device
+from nedx.decoding.batches import Stream, Summary
+from nedx.decoding.networks.recipe import NetworkRecipe
+from nedx.decoding.samples import Samples
+from nedx.decoding.settings import TrainingSettings
+from nedx.decoding.storing import State
+from nedx.encoding.fwrf_checkpoint import (
+    Progress,
+    Tensors,
+    fingerprint_of,
+    read_checkpoint,
+    write_checkpoint,
+)
+from nedx.encoding.fwrf_store import hash_arrays
+from nedx.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from nedx.decoding.training import Training
+
+_log = logging.getLogger(__name__)
+# Epochs count from 0; what comes before them has random numbers of its own.
+_BEFORE = 2**31
+_CHOSEN_BY = "val_mrr"
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All that the training of one network needs; it can be sent to another machine.
+
+    Attributes
+    ----------
+    name : str
+        Of the network within its decoder.
+    network : NetworkRecipe
+        What it is.
+    settings : TrainingSettings
+        How it is trained.
+    training, validation : tuple of Samples
+        Of each subject; without validation the last epoch is kept.
+    image : ndarray (row, feature)
+        Targets of unit norm.
+    text : ndarray (row, feature), optional
+        Others of the same images.
+    device : str
+        As the user gave it.
+    checkpoint : Path, optional
+        A folder of its own.
+    progress : bool
+        Whether to show a bar.
+    """
+
+    name: str
+    network: NetworkRecipe
+    settings: TrainingSettings
+    training: tuple[Samples, ...]
+    validation: tuple[Samples, ...]
+    image: np.ndarray = field(repr=False)
+    text: np.ndarray | None = field(repr=False)
+    device: str
+    checkpoint: Path | None = None
+    progress: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training has come to.
+
+    Attributes
+    ----------
+    state : dict of str to ndarray
+        The tensors of the network, of the epoch that was chosen.
+    history : list of dict
+        Of each epoch its number, mean loss, learning rate and validation.
+    best_epoch : int
+        The epoch that was chosen.
+    """
+
+    state: State
+    history: list[dict[str, float]]
+    best_epoch: int
+
+
+def train_network(job: Job) -> Trained:
+    """Train a network.
+
+    Raises
+    ------
+    ModelError
+        If responses are NaN or constant, the loss is not finite, or the checkpoint is another
+        training's.
+    """
+    settings = job.settings
+    stream = Stream(job.training, settings.batch_size, settings.average_trials)
+    held = Stream(job.validation, settings.batch_size, average=True) if job.validation else None
+    summary = stream.summary()
+    checksums = [summary.checksum, held.summary().checksum if held else ""]
+    progress, best = Progress(_fingerprint(job, checksums)), None
+    before = read_checkpoint(job.checkpoint, progress.fingerprint) if job.checkpoint else None
+    training = _start(job, summary, stream)
+    if before is not None:
+        progress, state, best = before
+        training.restore(state)
+    with _bar(job, progress.epochs) as show:
+        for epoch in range(progress.epochs, settings.epochs):
+            if _stopped(progress, settings.patience):
+                break
+            found = _epoch(training, stream, held, settings.seed, epoch)
+            progress.history.append(found)
+            improved = best is None or held is None or _better(progress)
+            if improved:
+                progress.best_epoch, best = epoch, _on_cpu(training.weights())
+            if job.checkpoint is not None:
+                write_checkpoint(
+                    job.checkpoint, progress, training.state(), best if improved else None
+                )
+            _log.info("%s, epoch %d: %s", job.name, epoch, _told(found))
+            show(found)
+    assert best is not None
+    weights = {name: value.numpy() for name, value in best.items()}
+    return Trained(weights, progress.history, progress.best_epoch)
+
+
+def _start(job: Job, summary: Summary, stream: Stream) -> Training:
+    import torch
+
+    from nedx.decoding.standardized import Standardized
+    from nedx.decoding.training import Training
+
+    device = resolve_device(job.device)
+    with _seeded(job.settings.seed, _BEFORE, torch.device(device)):
+        module = Standardized(job.network)
+    module.mean.copy_(torch.from_numpy(summary.mean))
+    module.scale.copy_(torch.from_numpy(summary.scale))
+    return Training(
+        module,
+        job.settings,
+        torch.from_numpy(job.image),
+        None if job.text is None else torch.from_numpy(job.text),
+        steps=max(1, stream.items // job.settings.batch_size),
+        device=device,
+    )
+
+
+def _epoch(
+    training: Training, stream: Stream, held: Stream | None, seed: int, epoch: int
+) -> dict[str, float]:
+    """Train on all samples once; return loss, learning rate and validation."""
+    rate = training.rate
+    with _seeded(seed, epoch, training.device):
+        losses = [
+            training.step(batch) for batch in stream.epoch(np.random.default_rng((seed, epoch)))
+        ]
+    loss = float(sum(losses) / len(losses))
+    if not np.isfinite(loss):
+        raise ModelError(
+            f"the loss of epoch {epoch} is not finite: type a smaller lr, or precision='float32'"
+        )
+    found = {} if held is None else training.validate(held)
+    return {"epoch": epoch, "loss": loss, "lr": rate, **found}
+
+
+def _better(progress: Progress) -> bool:
+    """Whether the last epoch is better than the best before it."""
+    best = progress.history[progress.best_epoch][_CHOSEN_BY]
+    return progress.history[-1][_CHOSEN_BY] > best
+
+
+def _stopped(progress: Progress, patience: int | None) -> bool:
+    if patience is None or not progress.history or _CHOSEN_BY not in progress.history[-1]:
+        return False
+    return progress.epochs - 1 - progress.best_epoch >= patience
+
+
+def selection_rule(settings: TrainingSettings, images: int, rule: str) -> str:
+    """Say how the epoch was chosen."""
+    if not images:
+        return f"the last of {settings.epochs} epochs"
+    stop = "" if settings.patience is None else f", stopped after {settings.patience} without"
+    return (
+        f"highest mean reciprocal rank among {images} held-out images ({rule}) of "
+        f"{settings.epochs} epochs{stop}"
+    )
+
+
+def _fingerprint(job: Job, checksums: list[str]) -> str:
+    targets = {"image": job.image} | ({} if job.text is None else {"text": job.text})
+    rows = [
+        {"subject": each.subject, "images": each.image_id.tolist()}
+        for each in (*job.training, *job.validation)
+    ]
+    return fingerprint_of(
+        {
+            "settings": job.settings.model_dump(mode="json", exclude={"patience"}),
+            "network": job.network.model_dump(mode="json"),
+            "responses": checksums,
+            "targets": hash_arrays(targets),
+            "samples": rows,
+        }
+    )
+
+
+def _on_cpu(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    return {name: value.cpu() for name, value in weights.items()}
+
+
+def _told(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in found.items() if name != "epoch")
+
+
+@contextmanager
+def _bar(job: Job, done: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Show the epochs and the last metrics, if that is wanted."""
+    if not job.progress:
+        yield lambda found: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    with Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[found]}")) as bar:
+        task = bar.add_task(job.name, total=job.settings.epochs, completed=done, found="")
+        yield lambda found: bar.update(task, advance=1, found=_told(found))
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Make torch's random numbers those of an epoch, and leave the caller's as they were."""
+    import torch
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+        yield
