@@ -165,7 +165,7 @@ def tree_files(
             places = [(f"{f}{chosen.get(word, part)}/", layer) for f, layer in places]
     files: dict[str, list[str]] = {}
     for folder, layer in places:
-        names = [name for name, kind in _listed(root, folder) if kind == "file"]
+        names = [name for name, kind in listed(root, folder) if kind == "file"]
         found = [f"{folder}{name}" for name in sorted(names) if name.endswith(".mat")]
         files.setdefault(layer, []).extend(found)
     if not files or not all(files.values()):
@@ -199,11 +199,17 @@ def _only(root: Location, folder: str, word: str, choice: str | None) -> str:
 
 
 def _folders(root: Location, folder: str) -> list[str]:
-    return sorted(name for name, kind in _listed(root, folder) if kind == "directory")
+    return sorted(name for name, kind in listed(root, folder) if kind == "directory")
 
 
-def _listed(root: Location, folder: str) -> list[tuple[str, str]]:
-    """Return names and kinds of what is in a folder."""
+def listed(root: Location, folder: str) -> list[tuple[str, str]]:
+    """Return the names in a folder, and of each whether it is a ``file`` or a ``directory``.
+
+    Raises
+    ------
+    SourceError
+        If there is no such folder.
+    """
     filesystem, base = root.filesystem()
     path = f"{base}/{folder}".rstrip("/")
     try:

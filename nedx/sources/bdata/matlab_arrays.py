@@ -83,7 +83,7 @@ def _matlab_5(file: Any) -> dict[str, Any]:
     except (StoreError, MemoryError):
         # What fails on the way to the file is no fault of the file.
         raise
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         # scipy raises classes of its own, and those of struct and numpy.
         raise OSError(str(error)) from error
     return {name: value for name, value in found.items() if not name.startswith("__")}
@@ -147,6 +147,8 @@ class StoredArray:
     is_sparse : bool
     stamp : str
         Changes when the file does.
+    values : int, optional
+        How many values a sparse array has.
     """
 
     location: Location
@@ -156,6 +158,7 @@ class StoredArray:
     dtype: np.dtype
     is_sparse: bool = False
     stamp: str = field(default="", repr=False)
+    values: int | None = None
 
     def __dask_tokenize__(self) -> str:
         return tokenize("nedx.StoredArray", self.url, self.name, self.shape, self.stamp)
@@ -218,8 +221,8 @@ def open_stored(location: Location, key: str, name: str) -> StoredArray:
         held = _member(container, location, key, name)
         mark = stamp(location, key)
         if not hasattr(held, "shape"):
-            shape = _cell_numbers(container, held["shape"])
-            return StoredArray(location, key, name, shape, held["value"].dtype, True, mark)
+            shape, value = _cell_numbers(container, held["shape"]), held["value"]
+            return StoredArray(location, key, name, shape, value.dtype, True, mark, int(value.size))
         shape = held.shape if isinstance(held, np.ndarray) else _shape(held)
         return StoredArray(location, key, name, shape, held.dtype, False, mark)
 
