@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import dask
+import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -135,14 +138,15 @@ def epochs(
     channel_type: str = "eeg",
     subject: str | int | None = None,
 ) -> xr.Dataset:
-    """Cut a continuous recording into labelled trials.
+    """Cut a continuous recording into labelled trials, lazily.
 
-    MNE works in memory: the recording is filtered and cut here and now.
+    What is wrong with events or settings is said at once, but the recording is read when trials
+    are computed: piece by piece, or, where it is filtered, as a whole and in memory.
 
     Parameters
     ----------
     raw : mne.io.BaseRaw
-        The recording; it is left as it is.
+        The recording; it is left as it is. One that is not loaded stays so.
     events : int array (event, 3)
         MNE's: sample, previous value, event number. All of them are cut.
     settings : EpochSettings
@@ -167,7 +171,8 @@ def epochs(
     ------
     SelectionError
         If events have no image, lie too close to an end of the recording or on each other; if
-        values are not finite; if positions that the current source density needs are missing.
+        positions that the current source density needs are missing. When computed: if values are
+        not finite.
     """
     events = np.atleast_2d(np.asarray(events))
     numbers = events[:, 2].tolist()
@@ -189,12 +194,20 @@ def epochs(
     if not kept.size:
         raise SelectionError(f"no channels are of type {channel_type!r}")
     recording = raw.copy().pick(kept)
-    values, times = cut_epochs(recording, events[:, 0], settings)
+    check_epochs(recording, events[:, 0], settings)
+    times = settings.times(recording.info["sfreq"])
     rate = 1 / float(np.diff(times).mean())
+    values = _lazy_values(recording, events[:, 0], settings, channel_type)
     shown = [str(n) if labels is None else labels[n] for n in numbers]
     onset = (events[:, 0] - raw.first_samp) / raw.info["sfreq"]
     ds = xr.Dataset(
-        {"response": (("trial", "channel", "time"), *scaled(values, channel_type, settings))},
+        {
+            "response": (
+                ("trial", "channel", "time"),
+                values,
+                response_attrs(channel_type, settings),
+            )
+        },
         {
             "category" if images is None else "image_id": ("trial", np.array(shown, object)),
             "repetition": ("trial", repetition_of(np.array(shown))),
@@ -212,6 +225,32 @@ def epochs(
     if subject is not None:
         ds.attrs["subject_ids"] = [subject_label(subject)]
     return parse(ds)
+
+
+def _lazy_values(
+    recording: Any, samples: np.ndarray, settings: EpochSettings, channel_type: str
+) -> da.Array:
+    """Return float32 (trial, channel, time); of a filtered recording one block."""
+    shape = len(recording.ch_names), settings.times(recording.info["sfreq"]).size
+    step = _batch_length(recording, settings) if settings.band is None else samples.size
+    # The graph holds the recording, of which copies would be as large, once; it has no name of its
+    # own, since what makes two recordings alike would have to be read.
+    held = dask.delayed(recording, name=f"recording-{uuid.uuid4().hex}", traverse=False)
+    cut = dask.delayed(_cut_values, pure=False)
+    blocks = []
+    for start in range(0, samples.size, step):
+        rows = samples[start : start + step]
+        values = cut(held, rows, settings, channel_type)
+        blocks.append(da.from_delayed(values, (rows.size, *shape), np.float32))
+    return da.concatenate(blocks)
+
+
+def _cut_values(
+    recording: Any, samples: np.ndarray, settings: EpochSettings, channel_type: str
+) -> np.ndarray:
+    # Only filtering changes a recording, and others may compute other trials of it.
+    own = recording if settings.band is None else recording.copy()
+    return scaled(cut_epochs(own, samples, settings)[0], channel_type, settings)[0]
 
 
 def repetition_of(images: np.ndarray) -> np.ndarray:
@@ -271,20 +310,12 @@ def cut_epochs(
         If there is nothing to cut, or what comes out is not finite.
     """
     mne = require("mne", "mne")
-    if not samples.size:
-        raise SelectionError("there are no events to cut epochs at")
-    twice = np.unique(samples).size < samples.size
-    if twice:
-        raise SelectionError("two events lie on the same sample; leave one of them out")
-    _check_window(recording, samples, settings)
-    if settings.csd:
-        _check_positions(recording)
-    recording.load_data(verbose="error")
-    _check_finite(recording)
+    check_epochs(recording, samples, settings)
     if settings.band is not None:
+        recording.load_data(verbose="error")
+        _check_finite(recording)
         recording.filter(*settings.band, verbose="error")
-    width = int((settings.tmax - settings.tmin) * recording.info["sfreq"]) + 1
-    step = max(1, _BATCH_VALUES // (width * len(recording.ch_names)))
+    step = _batch_length(recording, settings)
     found: np.ndarray | None = None
     for start in range(0, samples.size, step):
         rows = samples[start : start + step]
@@ -295,12 +326,37 @@ def cut_epochs(
         found[start : start + rows.size] = values
     assert found is not None
     if not np.isfinite(found).all():
+        _check_finite(recording)
         bad = np.flatnonzero(~np.isfinite(found).all((1, 2)))
         raise SelectionError(
             f"{bad.size} trials have no finite values (the first is trial {bad[0]}): a channel is "
             "constant in the baseline. Leave it out, or give last_mode='mean'"
         )
     return found, times
+
+
+def _batch_length(recording: Any, settings: EpochSettings) -> int:
+    """Return how many epochs are cut at a time."""
+    width = int((settings.tmax - settings.tmin) * recording.info["sfreq"]) + 1
+    return max(1, _BATCH_VALUES // (width * len(recording.ch_names)))
+
+
+def check_epochs(recording: Any, samples: np.ndarray, settings: EpochSettings) -> None:
+    """Refuse what cannot be cut, before the recording is read.
+
+    Raises
+    ------
+    SelectionError
+        If there are no events, or two on one sample, or epochs reach beyond the recording, or
+        positions are missing that the current source density needs.
+    """
+    if not samples.size:
+        raise SelectionError("there are no events to cut epochs at")
+    if np.unique(samples).size < samples.size:
+        raise SelectionError("two events lie on the same sample; leave one of them out")
+    _check_window(recording, samples, settings)
+    if settings.csd:
+        _check_positions(recording)
 
 
 def _cut_batch(

@@ -9,6 +9,7 @@ import pytest
 import nedx
 from nedx.errors import SelectionError
 from nedx.preprocessing.epochs import EpochSettings, epochs
+from tests.laziness import computes_at_most
 
 CHANNELS = ["Fp1", "Fp2", "F3", "F4", "C3", "Cz", "C4", "P3", "Pz", "P4", "O1", "Oz", "O2"]
 QUIET = {"verbose": "error"}
@@ -127,6 +128,45 @@ def test_a_recording_of_eeglab(shared_data):
     assert mean[channel, time] == pytest.approx(29.6, abs=0.05)
 
 
+@pytest.fixture
+def on_disk(raw, tmp_path):
+    raw.save(tmp_path / "recording_raw.fif", fmt="double", **QUIET)
+    return mne.io.read_raw_fif(tmp_path / "recording_raw.fif", preload=False, **QUIET)
+
+
+def test_only_trials_asked_for_are_read(raw, events, on_disk, monkeypatch):
+    monkeypatch.setattr("nedx.preprocessing.epochs._BATCH_VALUES", 2 * len(CHANNELS) * 1001)
+    read = []
+    whole = mne.io.Raw._read_segment_file
+    monkeypatch.setattr(
+        mne.io.Raw,
+        "_read_segment_file",
+        lambda self, data, idx, fi, start, stop, *args: (
+            read.append(stop - start) or whole(self, data, idx, fi, start, stop, *args)
+        ),
+    )
+    settings = EpochSettings(-0.2, 0.8, baseline=(None, 0))
+    with computes_at_most(0):
+        ds = epochs(on_disk, events, settings, images=IMAGES)
+    assert not read
+    assert ds.response.chunksizes["trial"][:-1] == (2,) * (len(events) // 2)
+    truth = plain(raw, events, tmin=-0.2, tmax=0.8, baseline=(None, 0)).get_data() * 1e6
+    np.testing.assert_allclose(ds.response[4].values, truth[4], rtol=1e-5, atol=1e-4)
+    assert 0 < sum(read) < 3 * 1001
+    np.testing.assert_allclose(ds.response.values, truth, rtol=1e-5, atol=1e-4)
+    assert not on_disk.preload
+
+
+def test_a_filtered_recording_is_filtered_once_for_every_computation(events, on_disk, raw):
+    """Computing twice gives the same: what is filtered is a copy."""
+    settings = EpochSettings(-0.1, 0.3, band=(1.0, 40.0))
+    ds = epochs(on_disk, events, settings, images=IMAGES)
+    truth = plain(raw, events, band=(1.0, 40.0), tmin=-0.1, tmax=0.3).get_data() * 1e6
+    for _ in range(2):
+        np.testing.assert_allclose(ds.response.values, truth, rtol=1e-4, atol=1e-4)
+    assert not on_disk.preload
+
+
 def test_what_cannot_be_cut(raw, events):
     settings = EpochSettings(-0.2, 0.8)
     with pytest.raises(SelectionError, match="2 event numbers have no image, the first is 3"):
@@ -148,12 +188,12 @@ def test_what_cannot_be_cut(raw, events):
     broken = raw.copy()
     broken._data[3, 2000:2003] = np.nan
     with pytest.raises(SelectionError, match="channel F4 holds 3 values .* at 2 s"):
-        epochs(broken, events, settings, images=IMAGES)
+        epochs(broken, events, settings, images=IMAGES).compute()
     flat = raw.copy()
     flat._data[3] = 1.0
     zscored = EpochSettings(-0.2, 0.8, last_baseline=(None, 0), last_mode="zscore")
     with pytest.raises(SelectionError, match="constant in the baseline"):
-        epochs(flat, events, zscored, images=IMAGES)
+        epochs(flat, events, zscored, images=IMAGES).compute()
     with pytest.raises(SelectionError, match="are empty"):
         EpochSettings(0.5, 0.1)
 
