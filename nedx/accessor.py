@@ -101,6 +101,12 @@ class DatasetNed(Exports):
 
         return noise_ceiling(self._obj, **options)
 
+    def image_metrics(self, stimuli: xr.Dataset | None = None, **options: Any) -> xr.Dataset:
+        """Say how good reconstructed images are, lazily; see `nedx.image_metrics`."""
+        from nedx.metrics.images import image_metrics
+
+        return image_metrics(self._obj, stimuli, **options)
+
     def rdm(self, method: Any = "correlation", **options: Any) -> xr.DataArray:
         """Compare the patterns of all pairs of images, lazily; see `nedx.rdm`."""
         from nedx.metrics.rsa import rdm

@@ -112,7 +112,7 @@ def _compared(
 ) -> xr.Dataset:
     target = by_repetition(measured)
     source = by_repetition(converted).rename(repetition="repetition_converted")
-    target, source = matched(target, source)
+    target, source = matched(target, source, names=("measured", "converted"))
     along = correlated_dim(target, per)
     if standardize is not None:
         mean, sd = (next(iter(layers_of(part).values())) for part in standardize)

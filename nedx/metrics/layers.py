@@ -23,6 +23,8 @@ _KEPT = (
     *("model", "subject", "source", "target", "pair", "roi", "layer"),
     *("repetition", "time", "fold", "split"),
 )
+_NAMES = ("true", "predicted")
+_NAME_THEM = "type .assign_coords(image_id=...)"
 _WHAT = ("true features", "means", "standard deviations")
 _BLOCK_BYTES = 2**25
 
@@ -48,18 +50,20 @@ def layers_of(data: Features) -> dict[str | None, xr.DataArray]:
     """
     if isinstance(data, xr.DataArray):
         return {None: data}
-    layers: dict[str | None, xr.DataArray] = {
-        str(name)[len(PREFIX) :]: array
-        for name, array in data.items()
-        if str(name).startswith(PREFIX)
-    }
-    if layers:
-        return layers
-    for name in SINGLE:
-        if name in data:
-            return _split(data[name])
-    fault = f"no variables feature_<layer>, nor any of {', '.join(SINGLE)}; it has {list(data)}"
-    raise SchemaError("what is compared", [fault])
+    names = variables_of(data)
+    if names[0] in SINGLE:
+        return _split(data[names[0]])
+    return {name[len(PREFIX) :]: data[name] for name in names}
+
+
+def variables_of(data: xr.Dataset) -> list[str]:
+    """Return the names of what is compared of a Dataset; see `layers_of`."""
+    layers = [str(name) for name in data if str(name).startswith(PREFIX)]
+    found = layers or [name for name in SINGLE if name in data][:1]
+    if not found:
+        fault = f"no variables feature_<layer>, nor any of {', '.join(SINGLE)}; it has {list(data)}"
+        raise SchemaError("what is compared", [fault])
+    return found
 
 
 def _split(array: xr.DataArray) -> dict[str | None, xr.DataArray]:
@@ -163,7 +167,9 @@ def _objects(names: Iterable[str | None]) -> np.ndarray:
     return np.array(list(names), dtype=object)
 
 
-def matched(true: xr.DataArray, predicted: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+def matched(
+    true: xr.DataArray, predicted: xr.DataArray, *, names: tuple[str, str] = _NAMES
+) -> tuple[xr.DataArray, xr.DataArray]:
     """Give every predicted sample the true features of its image.
 
     Parameters
@@ -171,6 +177,8 @@ def matched(true: xr.DataArray, predicted: xr.DataArray) -> tuple[xr.DataArray, 
     true : DataArray (..., image, <unit dims>)
         Each image once, in any order, and perhaps more images than are predicted.
     predicted : DataArray (..., image | trial, <unit dims>)
+    names : (str, str)
+        What the two are called where they do not fit.
 
     Returns
     -------
@@ -183,12 +191,12 @@ def matched(true: xr.DataArray, predicted: xr.DataArray) -> tuple[xr.DataArray, 
     SchemaError
         If images are absent or named twice, or units differ in number or labels.
     """
-    rows = lookup(true, predicted)
+    rows = lookup(true, predicted, names=names)
     of_true, sample = sample_dim(true), sample_dim(predicted)
     true = _without(true, of_true)
     true = true.isel({of_true: rows}) if rows is not None else true
     true = true.rename({of_true: sample}) if of_true != sample else true
-    return _same_units(true, predicted, sample)
+    return _same_units(true, predicted, sample, names)
 
 
 def candidates(true: xr.DataArray, predicted: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -202,13 +210,15 @@ def candidates(true: xr.DataArray, predicted: xr.DataArray) -> tuple[xr.DataArra
     of_true = sample_dim(true)
     labels = true["image_id"].values if _named(true) else None
     true = _without(true, of_true).rename({of_true: "candidate"})
-    true, predicted = _same_units(true, predicted, "candidate")
+    true, predicted = _same_units(true, predicted, "candidate", _NAMES)
     if labels is not None:
         true = true.assign_coords(candidate_id=("candidate", labels.astype(object)))
     return true, predicted
 
 
-def lookup(true: xr.DataArray, predicted: xr.DataArray) -> np.ndarray | None:
+def lookup(
+    true: xr.DataArray, predicted: xr.DataArray, *, names: tuple[str, str] = _NAMES
+) -> np.ndarray | None:
     """Return the row of ``true`` that each predicted sample is of; None where they are the same.
 
     Raises
@@ -222,26 +232,26 @@ def lookup(true: xr.DataArray, predicted: xr.DataArray) -> np.ndarray | None:
         raise SchemaError("what is compared", ["no image was selected"])
     named = _named(true), _named(predicted)
     if not any(named):
-        if sizes != (sizes[0], sizes[0]) or samples[0] != samples[1]:
-            fault = f"{sizes[0]} true and {sizes[1]} predicted samples without image_id"
-            raise SchemaError("what is compared", [fault, "type .assign_coords(image_id=...)"])
+        if sizes[0] != sizes[1] or samples[0] != samples[1]:
+            fault = f"{sizes[0]} {names[0]} and {sizes[1]} {names[1]} samples without image_id"
+            raise SchemaError("what is compared", [fault, _NAME_THEM])
         return None
     if not all(named):
-        which = "the predicted" if named[0] else "the true"
-        fault = f"no image_id on {which} features: nothing is joined by position"
-        raise SchemaError("what is compared", [fault, "type .assign_coords(image_id=...)"])
+        unnamed = names[1] if named[0] else names[0]
+        fault = f"no image_id on what is {unnamed}: nothing is joined by position"
+        raise SchemaError("what is compared", [fault, _NAME_THEM])
     ids, wanted = (np.asarray(a["image_id"].values).astype(str) for a in (true, predicted))
     order = np.argsort(ids, kind="stable")
     twice = ids[order][1:][ids[order][1:] == ids[order][:-1]]
     if twice.size:
-        fault = f"{twice.size} images are there more than once, for example {twice[0]}"
-        raise SchemaError("the true features", [fault, "keep one row of each image"])
+        fault = f"{twice.size} rows are of an image that is there already, such as {twice[0]}"
+        raise SchemaError(f"what is {names[0]}", [fault, "keep one row of each image"])
     place = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), ids.size - 1)]
-    absent = wanted[ids[place] != wanted]
+    absent = np.unique(wanted[ids[place] != wanted])
     if absent.size:
-        count = np.unique(absent).size
-        fault = f"{count} predicted images have no true features, for example {absent[0]}"
-        raise SchemaError("what is compared", [fault, "select what both have by image_id"])
+        fault = f"{absent.size} {names[1]} images are not {names[0]}, for example {absent[0]}"
+        advice = "select those that are: .sel(image_id=...)"
+        raise SchemaError("what is compared", [fault, advice])
     return None if np.array_equal(place, np.arange(ids.size)) else place
 
 
@@ -254,17 +264,17 @@ def _without(array: xr.DataArray, dim: str) -> xr.DataArray:
 
 
 def _same_units(
-    true: xr.DataArray, predicted: xr.DataArray, sample: str
+    true: xr.DataArray, predicted: xr.DataArray, sample: str, names: tuple[str, str]
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Refuse other units; say labels once, those of ``true``."""
     shared = [dim for dim in true.dims if dim in predicted.dims and dim != sample]
     faults = [
-        f"{true.sizes[dim]} true and {predicted.sizes[dim]} predicted along {dim!r}"
+        f"{true.sizes[dim]} {names[0]} and {predicted.sizes[dim]} {names[1]} along {dim!r}"
         for dim in shared
         if true.sizes[dim] != predicted.sizes[dim]
     ]
     if faults:
-        advice = "compare features of the same network, layer and preprocessing"
+        advice = "compare units of the same layer and network, or neuroids of the same subject"
         raise SchemaError("what is compared", [*faults, advice])
     try:
         xr.align(true, predicted, join="exact", copy=False, exclude=[sample])

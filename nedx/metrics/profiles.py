@@ -17,7 +17,6 @@ import xarray as xr
 from nedx.errors import SchemaError
 from nedx.metrics.correlation import from_moments, pearson_r
 from nedx.metrics.layers import (
-    PREFIX,
     Features,
     Statistics,
     along_layer,
@@ -28,6 +27,7 @@ from nedx.metrics.layers import (
     lazy_patterns,
     matched,
     unit_dims,
+    variables_of,
 )
 from nedx.metrics.moments import finish_merged, merge_pairs, pair_moments
 from nedx.schema import restore_index, sample_dim
@@ -136,10 +136,8 @@ def training_statistics(features: Features) -> Statistics:
         If there are fewer than two images.
     """
     if isinstance(features, xr.Dataset):
-        pairs = {name: training_statistics(a) for name, a in layers_of(features).items()}
-        if None in pairs:
-            return pairs[None]
-        mean, sd = ({f"{PREFIX}{n}": p[i] for n, p in pairs.items()} for i in (0, 1))
+        pairs = {name: training_statistics(features[name]) for name in variables_of(features)}
+        mean, sd = ({name: pair[which] for name, pair in pairs.items()} for which in (0, 1))
         return xr.Dataset(mean), xr.Dataset(sd)
     dim = sample_dim(features)
     if "image_id" in features.coords and features["image_id"].dims == (dim,):
