@@ -89,6 +89,12 @@ class DatasetNed(Exports):
 
         return retrieve(self._obj, gallery, k, **options)
 
+    def apply_prior(self, prior: Any, **options: Any) -> xr.Dataset:
+        """Turn decoded embeddings into those of images, lazily; see `nedx.apply_prior`."""
+        from nedx.reconstruction.prior import apply_prior
+
+        return apply_prior(self._obj, prior, **options)
+
     def score(self, **options: Any) -> xr.Dataset:
         """Compare predicted with measured responses; see `nedx.score`."""
         from nedx.metrics.scoring import score
@@ -166,6 +172,12 @@ class DatasetNed(Exports):
         from nedx.preprocessing.repetitions import average_repetitions
 
         return average_repetitions(self._obj)
+
+    def to_bdata(self, place: str | Path | Location, **options: Any) -> Location:
+        """Write the responses as a BData file; see `nedx.sources.bdata.writing`."""
+        from nedx.sources.bdata.writing import to_bdata
+
+        return to_bdata(self._obj, place, **options)
 
     def to_zarr(self, place: str | Path | Location, **options: Any) -> Location:
         """Write a store that can be resumed and verified; see `nedx.to_zarr`."""

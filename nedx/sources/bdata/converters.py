@@ -68,9 +68,9 @@ def open_converter(folder: str | Path | Location) -> xr.Dataset:
     whole = open_array(root.child(matrix), "M")
     if whole.shape not in ((source, target), (source + 1, target)):
         raise SourceError(
-            f"{root.url}/{matrix} has the shape {whole.shape}; with {source:,} voxels in x_mean and "
-            f"{target:,} in y_mean it needs {(source + 1, target)}, or {(source, target)} without "
-            "a bias: these files are not of one converter"
+            f"{root.url}/{matrix} has the shape {whole.shape}; with {source:,} voxels in x_mean "
+            f"and {target:,} in y_mean it needs {(source + 1, target)}, or {(source, target)} "
+            "without a bias: these files are not of one converter"
         )
     has_bias = len(whole) > source
     bias = whole[source] if has_bias else np.zeros(target, whole.dtype)

@@ -41,7 +41,7 @@ MISSING = "n/a"
 _WIDEST_LABEL = 256
 _POSITIONS = re.compile(r"(voxel|vertex)_\w+")
 _SUBJECT_PREFIX = re.compile(r"(sub-[A-Za-z0-9]+|[Ss](?:ubject)?\d+)[_-]")
-_RESERVED = ("trial", "roi", "roi_mask", "response", "repetition", *BLOCKS.values())
+_RESERVED = ("trial", "roi", "roi_mask", "response", *BLOCKS.values())
 _PLACEHOLDER = {"fmri": "percent", "eeg": "uV", "meg": "fT", "ieeg": "uV", "ephys": "Hz"}
 
 
@@ -117,28 +117,32 @@ def open_bdata(
     images = _images(
         file, descriptors, stimulus, image_set or stem[prefix.end() if prefix else 0 :]
     )
-    # Files of nedx keep ids as they are, a number and its name.
-    descriptors.pop("image_id_label", None)
-    coords = {**labels, **descriptors, **images}
-    said: dict[str, Any] = file.header.get("response", {})
+    coords = {
+        **labels,
+        **_own_strings(file, descriptors),
+        **images,
+        **file.header.get("scalars", {}),
+    }
     given = {
         "units": units,
         "normalization": normalization,
         "normalization_scope": normalization_scope,
     }
-    attrs = {"long_name": "response", **said, **{k: v for k, v in given.items() if v is not None}}
+    given = {name: value for name, value in given.items() if value is not None}
+    attrs = {"long_name": "response", **file.header.get("response", {}), **given}
     about = {
         "modality": modality,
         "source": "measured",
         "stimulus_type": "image",
+        **({"subject_ids": [subject_label(prefix[1])]} if prefix else {}),
         **file.header.get("dataset", {}),
+        **({"subject_ids": [subject_label(subject)]} if subject is not None else {}),
         "bdata_descriptions": dict(zip(file.keys, file.descriptions, strict=True)),
     }
-    who = subject if subject is not None else prefix[1] if prefix else None
-    if who is not None:
-        about["subject_ids"] = [subject_label(who)]
     plan = MatrixPlan(file.matrix, np.arange(file.matrix.shape[0]), columns)
     ds = xr.Dataset({"response": (("trial", dim), PlannedArray(plan), attrs)}, coords, about)
+    if file.header.get("sample") == "image":
+        ds = ds.drop_vars("repetition").rename_dims(trial="image")
     return _parsed(ds, MatrixPlan(file.matrix, plan.rows, columns, dtype))
 
 
@@ -187,12 +191,15 @@ def _labels(file: Container, block: str, columns: np.ndarray, dim: str) -> dict[
     """Return the coordinates of the neuroids."""
     coords: dict[str, Any] = {dim: (dim, np.arange(len(columns), dtype=np.int32))}
     masks: dict[str, np.ndarray] = {}
+    rois = file.header.get("rois")
     for key in _rows(file, block)[0]:
         values = file.row(key)[columns]
         if key in HEMISPHERES:
             sides = coords.setdefault("hemisphere", (dim, np.full(len(columns), "", object)))
             sides[1][values == 1] = HEMISPHERES[key]
-        elif _is_flag(key, values):
+        elif key == f"{dim}_id":
+            coords[dim] = (dim, values.astype(np.int32))
+        elif key in rois if rois is not None else _is_flag(key, values):
             masks[key] = values == 1
         else:
             name = _name(key, coords)
@@ -262,6 +269,15 @@ def _descriptors(file: Container, block: str) -> dict[str, Any]:
     return coords
 
 
+def _own_strings(file: Container, descriptors: dict[str, Any]) -> dict[str, Any]:
+    """Give labels that were strings before nedx wrote them their strings alone again."""
+    kept = dict(descriptors)
+    for name in file.header.get("strings", []):
+        if f"{name}_label" in kept:
+            kept[name] = ("trial", kept.pop(f"{name}_label")[1])
+    return kept
+
+
 def _texts(file: Container, key: str, values: np.ndarray) -> np.ndarray:
     """Return the names of numbers."""
     names = file.names[key]
@@ -302,9 +318,11 @@ def _images(
     else:
         labels = [_label(value) for value in descriptors[name][1].tolist()]
     ids = [label if ":" in label else f"{image_set}:{label}" for label in labels]
+    counted = earlier_presentations(np.array(ids, dtype=str))
+    known = descriptors.get("repetition")
     return {
         "image_id": ("trial", np.array(ids, dtype=object)),
-        "repetition": ("trial", earlier_presentations(np.array(ids, dtype=str))),
+        "repetition": ("trial", counted if known is None else known[1].astype(np.int16)),
     }
 
 
