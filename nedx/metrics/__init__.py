@@ -4,5 +4,7 @@
 - `noise_ceiling`, `split_half`, `leave_one_subject_out`: what repeats and subjects allow
 - `inference`: permutations, bootstrap, false discovery rate
 - `scoring`: all of a Dataset at once; `trusted`: the neuroids that are predicted well
+- `profiles`, `identification`: features that were decoded, by unit, image and layer
+- `conversion_accuracy`, `permutation_ceiling`: trials of one subject beside those of another
 - `rsa`: RDMs, their comparison, searchlights, pairwise decoding
 """

@@ -190,3 +190,27 @@ def test_bad_input_is_named():
     for wrong in ({"per": "image"}, {"null": "t"}, {"level": 99}, {"n_permutations": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             permutation_ceiling(array, **wrong)
+
+
+def test_real_neurons_are_as_reliable_as_other_estimators_say(shared_data):
+    from nedx.metrics.noise_ceiling import ncsnr, noise_ceiling_from_ncsnr
+    from nedx.sources.v4_cowley2023 import open_responses
+
+    folder = shared_data / "v4_cowley2023"
+    if not folder.is_dir():
+        pytest.skip(f"the V4 recordings are not at {folder}")
+    trials = open_responses(folder, "210325", repeats="trials")
+    with pytest.raises(SchemaError, match="(?s)images have 6 to 10 trials.*stack_repetitions"):
+        permutation_ceiling(trials)
+    stacked = trials.ned.stack_repetitions(6)
+    found = permutation_ceiling(stacked, null="normal").compute()
+    values = stacked.response.values
+    wanted = [max(mean_of_pairs(values[:, :, unit].T), 0) for unit in range(values.shape[-1])]
+    np.testing.assert_allclose(found.noise_ceiling, wanted, atol=1e-9)
+    # Both are the share of signal in single trials.
+    other = noise_ceiling_from_ncsnr(ncsnr(stacked), 1)
+    np.testing.assert_allclose(found.noise_ceiling, other, atol=0.02)
+    assert (found.noise_ceiling > found.noise_ceiling_threshold).mean() > 0.9
+    one = stacked.isel(unit=[0])
+    drawn = permutation_ceiling(one, n_permutations=2000).noise_ceiling_threshold
+    np.testing.assert_allclose(drawn, found.noise_ceiling_threshold[:1], rtol=0.1)
