@@ -20,7 +20,11 @@ READERS: dict[str, str] = {"berg": "nedx.sources.berg.models:open_entry"}
 """Name in a catalog -> what opens models of another format, called as ``function(entry, place,
 selection)``: it fetches what the selection needs, and keeps it in ``<cache>/<name>/<id>``."""
 
-RECORDINGS: dict[str, str] = {"things-eeg2": "nedx.sources.things_eeg2:pull"}
+RECORDINGS: dict[str, str] = {
+    "deeprecon": "nedx.sources.bdata.published:pull_deeprecon",
+    "ho2023": "nedx.sources.bdata.published:pull_ho2023",
+    "things-eeg2": "nedx.sources.things_eeg2:pull",
+}
 """Recordings by the name of their source -> what fetches their files as they are published, called
 as ``function(folder, subject=...)``; ``nedx import`` makes a store of them."""
 

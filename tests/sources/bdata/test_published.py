@@ -1,0 +1,75 @@
+"""Fetching published BData from a real server on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+import nedx
+from nedx.errors import CorruptStoreError, SelectionError, StoreError
+from nedx.sources.bdata import published
+from nedx.sources.bdata.published import DEEPRECON, HO2023, pull_ho2023
+from nedx.sources.bdata.reading import open_bdata
+from tests.servers import HttpServer
+from tests.sources.bdata.files import bdata_parts, write_bdata
+
+
+@pytest.fixture
+def server(tmp_path):
+    served = tmp_path / "served"
+    served.mkdir()
+    server = HttpServer(served)
+    for number, ids in enumerate(HO2023.values()):
+        write_bdata(served / str(ids["sub-02"]), bdata_parts(seed=number))
+    yield server
+    server.close()
+
+
+def test_files_are_fetched_once_and_their_hashes_kept(tmp_path, server):
+    folder = pull_ho2023(tmp_path / "here", subject=2, url=server.url + "/{id}")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [
+        "checksums.json",
+        "sub-02_ArtificialImageTest.h5",
+        "sub-02_NaturalImageTest.h5",
+        "sub-02_NaturalImageTraining.h5",
+    ]
+    recorded = json.loads((folder / "checksums.json").read_text())
+    for name in names[1:]:
+        data = (folder / name).read_bytes()
+        assert recorded[name]["sha256"] == hashlib.sha256(data).hexdigest()
+        assert recorded[name]["bytes"] == len(data)
+    assert recorded["sub-02_NaturalImageTest.h5"]["figshare_id"] == 32712407
+    ds = open_bdata(folder / "sub-02_NaturalImageTest.h5")
+    assert ds.attrs["subject_ids"] == ["sub-02"]
+    assert ds["image_id"].values[0].startswith("NaturalImageTest:")
+    server.counter.forget()
+    pull_ho2023(folder, subject=2, url=server.url + "/{id}")
+    assert server.counter.count() == 0
+
+
+def test_another_file_under_the_same_id_is_refused(tmp_path, server):
+    url = server.url + "/{id}"
+    folder = pull_ho2023(tmp_path / "here", subject=2, url=url)
+    (folder / "sub-02_NaturalImageTest.h5").unlink()
+    (server.root / "32712407").write_bytes(b"something else")
+    with pytest.raises(CorruptStoreError, match="is not what was fetched first"):
+        pull_ho2023(folder, subject=2, url=url)
+    assert not (folder / "sub-02_NaturalImageTest.h5").exists()
+
+
+def test_datasets_are_pulled_by_name(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(published, "FIGSHARE", server.url + "/{id}")
+    folder = nedx.pull("ho2023", subject="sub-02", into=tmp_path / "here")
+    assert (folder / "sub-02_NaturalImageTraining.h5").is_file()
+    with pytest.raises(SelectionError, match="sub-05, not sub-06"):
+        nedx.pull("ho2023", subject=6, into=tmp_path / "here")
+    with pytest.raises(StoreError, match="cannot be read"):
+        nedx.pull("deeprecon", subject=1, into=tmp_path / "there")
+
+
+def test_every_file_has_an_id_of_its_own():
+    ids = [n for files in (HO2023, DEEPRECON) for some in files.values() for n in some.values()]
+    assert len(set(ids)) == len(ids) == 21
