@@ -92,12 +92,12 @@ class Noise(_Recipe):
     Parameters
     ----------
     sd : float
-        Its standard deviation, in those of the responses. Of the order of 1 it keeps linear
+        Its standard deviation, in those of the responses. Of this order it keeps linear
         networks from fitting the noise of their training trials.
     """
 
     kind: Literal["noise"] = "noise"
-    sd: float = Field(default=1.0, gt=0)
+    sd: float = Field(default=2.0, gt=0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return changed responses (n, channel, time)."""
