@@ -197,5 +197,6 @@ def _lost(found: xr.DataArray, clean: xr.DataArray) -> xr.DataArray:
     lost = clean.variable - found.variable.mean("seed")
     if found.name in SMALLER_IS_BETTER:
         lost = -lost
-    attrs = {"units": "1", "long_name": f"loss of {found.name}", "measure": found.name}
+    long_name = f"what is lost: {found.attrs['long_name']}"
+    attrs = {"units": "1", "long_name": long_name, "measure": found.name}
     return xr.DataArray(lost.transpose("subject", ...), attrs=attrs)

@@ -87,7 +87,7 @@ def perturb(
 
     Notes
     -----
-    ``"matched"`` over all of the time is the noise of NECOMIMI's experiment (Chen et al. 2024,
+    ``"matched"`` over all of the time is the noise of NECOMIMI's experiment (Chen 2024,
     arXiv:2410.00712), which had no seed.
     """
     response = response_of(ds)

@@ -6,6 +6,8 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from nedx.simulation import eeg, montage
+
 CHANNELS = ["Fp1", "Fp2", "F3", "Fz", "F4", "C3", "Cz", "C4", "P3", "P4", "O1", "Oz", "O2"]
 CARRIERS = ["O1", "Oz", "O2"]
 TIMES = np.arange(-10, 40) / 100
@@ -46,7 +48,7 @@ class Linear:
             },
             {"modality": "eeg"},
         )
-        responses["response"].attrs["units"] = "uV"
+        responses["response"].attrs |= {"units": "uV", "source": "synthetic"}
         gallery = xr.Dataset({"features": (("image", "feature"), features)}, ids)
         return responses.set_xindex("image_id"), gallery.set_xindex("image_id")
 
@@ -93,3 +95,65 @@ class LeastSquares:
 def _flat(response: xr.DataArray) -> np.ndarray:
     values = response.transpose("subject", "image", "channel", "time").values.astype(np.float64)
     return values.reshape(*values.shape[:2], -1)
+
+
+def simulated_eeg(
+    count: int, subject: str = "sub-01", repetitions: int = 4
+) -> tuple[xr.Dataset, xr.Dataset, np.ndarray]:
+    """Return mean responses to drawn images, their features, and features that tell their law."""
+    rng = np.random.default_rng(7)
+    law = rng.normal(size=(2000, 64)) * rng.uniform(0.3, 1.5, 64) + rng.normal(size=64)
+    features = law[:count].astype(np.float32)
+    signal = eeg.noise_free(features, subject)
+    response = eeg.add_noise(signal, eeg.noise_sd(subject), repetitions, rng).mean(1)
+    ids = {"image_id": ("image", np.array([f"s:{i:04}" for i in range(count)], object))}
+    attrs = {"units": "uV", "source": "synthetic"}
+    responses = xr.Dataset(
+        {"response": (("image", "channel", "time"), response, attrs)},
+        {
+            **ids,
+            "subject": subject,
+            "channel": np.array(montage.CHANNELS, object),
+            "time": ("time", eeg.TIMES, {"units": "s"}),
+            **{
+                axis: ("channel", place)
+                for axis, place in zip("xyz", montage.positions().T, strict=True)
+            },
+        },
+        {"modality": "eeg"},
+    )
+    gallery = xr.Dataset({"features": (("image", "feature"), features)}, ids)
+    return responses.set_xindex("image_id"), gallery.set_xindex("image_id"), law
+
+
+class PosteriorEEG:
+    """The best decoder of the simulated EEG: the posterior mean, from the simulation's own law.
+
+    Features are normal; responses are their linear map under noise that is normal, an
+    autoregression of .9 in time and correlated as exp(-distance / 6 cm) between channels.
+    """
+
+    def __init__(self, subject: str, features: np.ndarray, repetitions: int):
+        self.mean = features.mean(0)
+        self.weights, self.evoked = eeg.linear_map(subject)
+        sd, places = eeg.noise_sd(subject), montage.positions()
+        distance = np.linalg.norm(places[:, None] - places, axis=-1)
+        across = sd[:, None] * np.exp(-distance / 0.06) * sd
+        steps = np.arange(eeg.TIMES.size)
+        along = 0.9 ** np.abs(steps[:, None] - steps)
+        whitened = np.linalg.solve(across, self.weights.reshape(len(sd), -1))
+        whitened = whitened.reshape(self.weights.shape).swapaxes(0, 1)
+        whitened = np.linalg.solve(along, whitened.reshape(len(along), -1))
+        whitened = whitened.reshape(len(along), len(sd), -1).swapaxes(0, 1)
+        whitened = whitened.reshape(-1, features.shape[1])
+        flat = self.weights.reshape(-1, features.shape[1])
+        prior = np.linalg.inv(np.cov(features.T) + 1e-6 * np.eye(features.shape[1]))
+        precision = repetitions * whitened.T @ flat + prior
+        self.inverse = np.linalg.solve(precision, repetitions * whitened.T)
+
+    def __call__(self, ds: xr.Dataset) -> xr.Dataset:
+        """Add ``embedding (image, feature)`` to responses (image, channel, time)."""
+        expected = self.evoked + self.weights @ self.mean
+        response = ds["response"].transpose("image", "channel", "time").values.astype(np.float64)
+        found = self.mean + (response - expected).reshape(len(response), -1) @ self.inverse.T
+        return ds.assign(embedding=(("image", "feature"), found.astype(np.float32)))

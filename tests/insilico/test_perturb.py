@@ -20,6 +20,7 @@ CHANNELS = ["Pz", "Fp1", "O1", "Oz", "O2", "C3", "Cz", "C4"]
 VISUAL = [0, 2, 3, 4]
 OTHERS = [1, 5, 6, 7]
 N_TIMES = 250
+ATTRS = {"units": "uV", "source": "measured", "long_name": "response"}
 NOISES = ("matched", "phase", "shuffle", "zero", "mean")
 
 
@@ -31,7 +32,7 @@ def eeg(n_images=12, n_times=N_TIMES, dtype=np.float32) -> xr.Dataset:
     walk = np.cumsum(rng.standard_normal(shape), axis=-1)
     offset, scale = rng.normal(size=(*shape[:-1], 1)) * 20, rng.uniform(0.1, 3, (*shape[:-1], 1))
     return xr.Dataset(
-        {"response": (dims, (offset + scale * walk).astype(dtype), {"units": "uV"})},
+        {"response": (dims, (offset + scale * walk).astype(dtype), ATTRS)},
         {
             "subject": ["sub-01", "sub-02"],
             "image_id": ("image", [f"t:{i:02}" for i in range(n_images)]),
@@ -239,9 +240,24 @@ def test_what_was_done_is_recorded_and_what_was_found_before_is_left_out():
     assert history[0] == "2026-01-01 recorded"
     assert len(history) == 3
     assert '"noise": "zero"' in history[2]
-    assert twice.response.attrs == {"units": "uV"}
+    assert twice.response.attrs == ATTRS
     assert not {"noise_ceiling", "rank"} & set(twice.variables)
     assert "nedx_perturbation" not in ds.attrs
+
+
+def test_what_is_perturbed_can_be_stored(tmp_path):
+    ds = nedx.parse(eeg(n_images=6, n_times=30))
+    ds.ned.to_zarr(tmp_path / "clean.zarr", keep_bits=None)
+    opened = nedx.open(tmp_path / "clean.zarr")
+    with computes_at_most(0):
+        hurt = opened.ned.perturb(region="visual", seed=2)
+    hurt.ned.to_zarr(tmp_path / "hurt.zarr", keep_bits=None)
+    again = nedx.open(tmp_path / "hurt.zarr")
+    np.testing.assert_array_equal(
+        again.response.values, ds.ned.perturb(region="visual", seed=2).response.values
+    )
+    assert json.loads(again.attrs["nedx_perturbation"])[0]["seed"] == 2
+    again.ned.validate()
 
 
 def test_rois_and_responses_without_times():
