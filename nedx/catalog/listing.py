@@ -405,7 +405,7 @@ def _said(card: ModelCard) -> dict[str, str | None]:
 
 def _origin(entry: Entry) -> str:
     if entry.external:
-        return f"not run by nedx: {entry.external}"
+        return f"not run by nedx: {entry.external}" if entry.kind == "model" else entry.external
     return "\n".join(entry.urls) or f"generated on this machine ({entry.generator})"
 
 

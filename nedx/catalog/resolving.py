@@ -173,7 +173,11 @@ def mirrors(
     ------
     ModelError
         If it is a model that nedx does not run.
+    StoreError
+        If it is published in another form; says what to type.
     """
+    if entry.external is not None and entry.kind != "model":
+        raise StoreError(f"{entry.reference} is no store: {entry.external}")
     if entry.external is not None:
         raise ModelError(
             f"nedx does not run {entry.reference}: {entry.external} Its licence is "

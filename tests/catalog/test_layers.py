@@ -66,7 +66,7 @@ def test_the_packaged_catalog_is_found_in_an_installed_wheel(tmp_path):
         text=True,
         check=True,
     )
-    names = ["berg.yaml", "simulated.yaml"]
+    names = ["berg.yaml", "kamitani.yaml", "simulated.yaml"]
     assert done.stdout.split() == [str(tmp_path / "nedx" / "catalogs" / name) for name in names]
     assert packaged_files() == [ROOT / "catalogs" / name for name in names]
 

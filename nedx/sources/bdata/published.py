@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
+from nedx.catalog.resolving import resolve
 from nedx.errors import CorruptStoreError
 from nedx.selection import Subjects
 from nedx.sources.things_eeg2.fetching import download
@@ -21,62 +22,25 @@ FIGSHARE = "https://ndownloader.figshare.com/files/{id}"
 """Where a file with an id is."""
 CHECKSUMS = "checksums.json"
 
-HO2023: Mapping[str, Mapping[str, int]] = {
-    "NaturalImageTraining": {
-        "sub-01": 32712197,
-        "sub-02": 32712488,
-        "sub-03": 32718017,
-        "sub-04": 32718266,
-        "sub-05": 32719550,
-    },
-    "NaturalImageTest": {
-        "sub-01": 32712131,
-        "sub-02": 32712407,
-        "sub-03": 32717852,
-        "sub-04": 32718092,
-        "sub-05": 32719436,
-    },
-    "ArtificialImageTest": {
-        "sub-01": 32709608,
-        "sub-02": 32712506,
-        "sub-03": 32718050,
-        "sub-04": 32718284,
-        "sub-05": 32719568,
-    },
-}
-"""Ho et al. 2023, figshare article 17985578: fMRI of 1,200 natural images shown 5 times each, of 50
-others shown 24 times, and of 40 artificial ones."""
-DEEPRECON: Mapping[str, Mapping[str, int]] = {
-    "ImageNetTraining_fmriprep_volume_native": {
-        "sub-01": 37838826,
-        "sub-02": 37848333,
-        "sub-03": 37850397,
-    },
-    "ImageNetTest_fmriprep_volume_native": {
-        "sub-01": 37838595,
-        "sub-02": 37848300,
-        "sub-03": 37849986,
-    },
-}
-"""Shen et al. 2019 (deep image reconstruction), prepared anew with fmriprep."""
+_FILE = re.compile(r"(sub-\d+)_\w+")
 
 
 def pull_ho2023(
     folder: str | Path, *, subject: Subjects | None = None, url: str | None = None
 ) -> Path:
     """Fetch the BData of Ho et al. 2023; arguments and errors are those of `fetch`."""
-    return fetch(HO2023, folder, subject=subject, url=url)
+    return fetch("ho2023", folder, subject=subject, url=url)
 
 
 def pull_deeprecon(
     folder: str | Path, *, subject: Subjects | None = None, url: str | None = None
 ) -> Path:
     """Fetch the BData of Shen et al. 2019; arguments and errors are those of `fetch`."""
-    return fetch(DEEPRECON, folder, subject=subject, url=url)
+    return fetch("deeprecon", folder, subject=subject, url=url)
 
 
 def fetch(
-    files: Mapping[str, Mapping[str, int]],
+    dataset: str,
     folder: str | Path,
     *,
     subject: Subjects | None = None,
@@ -88,8 +52,8 @@ def fetch(
 
     Parameters
     ----------
-    files : mapping
-        Ids by what was shown and by subject, such as `HO2023`.
+    dataset : str
+        An entry of the catalog ``kamitani``; its provenance has the id of each file.
     folder : path
         Where to; files are called ``sub-01_NaturalImageTest.h5``.
     subject : str, int or sequence, optional
@@ -111,12 +75,14 @@ def fetch(
     CorruptStoreError
         If a file is not the one that was fetched first; it is removed.
     """
+    entry = resolve(f"kamitani:{dataset}")
     base = Path(folder).expanduser().absolute()
-    known = sorted({name for subjects in files.values() for name in subjects})
+    wanted = chosen_subjects(subject, list(entry.subjects), dataset)
     base.mkdir(parents=True, exist_ok=True)
-    for label in chosen_subjects(subject, known, "this dataset"):
-        for shown, ids in files.items():
-            _fetch(base / f"{label}_{shown}.h5", ids[label], url or FIGSHARE)
+    for name, number in entry.provenance.items():
+        match = _FILE.fullmatch(name)
+        if match and match[1] in wanted:
+            _fetch(base / f"{name}.h5", int(number or 0), url or FIGSHARE)
     return base
 
 

@@ -10,10 +10,12 @@ import pytest
 import nedx
 from nedx.errors import CorruptStoreError, SelectionError, StoreError
 from nedx.sources.bdata import published
-from nedx.sources.bdata.published import DEEPRECON, HO2023, pull_ho2023
+from nedx.sources.bdata.published import pull_ho2023
 from nedx.sources.bdata.reading import open_bdata
 from tests.servers import HttpServer
 from tests.sources.bdata.files import bdata_parts, write_bdata
+
+IDS = (32712488, 32712407, 32712506)
 
 
 @pytest.fixture
@@ -21,8 +23,8 @@ def server(tmp_path):
     served = tmp_path / "served"
     served.mkdir()
     server = HttpServer(served)
-    for number, ids in enumerate(HO2023.values()):
-        write_bdata(served / str(ids["sub-02"]), bdata_parts(seed=number))
+    for seed, number in enumerate(IDS):
+        write_bdata(served / str(number), bdata_parts(seed=seed))
     yield server
     server.close()
 
@@ -70,6 +72,19 @@ def test_datasets_are_pulled_by_name(tmp_path, server, monkeypatch):
         nedx.pull("deeprecon", subject=1, into=tmp_path / "there")
 
 
-def test_every_file_has_an_id_of_its_own():
-    ids = [n for files in (HO2023, DEEPRECON) for some in files.values() for n in some.values()]
-    assert len(set(ids)) == len(ids) == 21
+def test_the_catalog_names_every_file_and_says_what_to_type():
+    entries = [nedx.catalog.resolve(name) for name in ("kamitani:ho2023", "deeprecon")]
+    files = [
+        {name: number for name, number in entry.provenance.items() if name.startswith("sub-")}
+        for entry in entries
+    ]
+    assert [len(some) for some in files] == [15, 6]
+    assert len({number for some in files for number in some.values()}) == 21
+    for entry, some in zip(entries, files, strict=True):
+        assert {name.partition("_")[0] for name in some} == set(entry.subjects)
+    assert files[0]["sub-02_NaturalImageTest"] == 32712407
+    with pytest.raises(StoreError, match=r'is no store: .*nedx.pull\("ho2023", subject=1\)'):
+        nedx.open("ho2023")
+    described = repr(nedx.describe("ho2023"))
+    assert "not run by nedx" not in described
+    assert "nedx import bdata" in " ".join(described.split())
