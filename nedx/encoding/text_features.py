@@ -55,9 +55,9 @@ def encode_text(
     Returns
     -------
     Dataset
-        ``features (image, feature)`` float32, lazily: projected into the space of the images, not
-        L2-normalised. Of a sequence one row for each concept with the coordinate ``category``;
-        of images one for each, with their coordinates.
+        ``features``, float32, lazily: projected into the space of the images, not L2-normalised.
+        Of a sequence ``(category, feature)``, a gallery of concepts; of images
+        ``(image, feature)``, with their coordinates.
 
     Raises
     ------
@@ -86,6 +86,8 @@ def encode_text(
         "torch_version": version("torch"),
         "code_version": version("nedx"),
     }
+    if "category" in labels.dims:
+        return labels.assign(features=(("category", "feature"), values, attrs))
     return parse(labels.assign(features=(("image", "feature"), values, attrs)))
 
 
@@ -109,8 +111,7 @@ def _concepts(concepts: Sequence[str] | xr.Dataset) -> tuple[np.ndarray, xr.Data
     unique, counts = np.unique(names, return_counts=True)
     if (counts > 1).any():
         raise StimulusError(f"the concept {str(unique[counts > 1][0])!r} is there twice")
-    category = {"category": ("image", names.astype(object))}
-    return names, xr.Dataset(coords=category, attrs={"stimulus_identity": "none"})
+    return names, xr.Dataset(coords={"category": names.astype(object)})
 
 
 def _check_prompt(prompt: str) -> None:

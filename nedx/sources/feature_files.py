@@ -19,10 +19,11 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 
-from nedx.errors import SelectionError, SourceError, close_matches
+from nedx.errors import SelectionError, SourceError, StoreError, close_matches
 from nedx.schema import parse, restore_index
 from nedx.sources.mapped_pickles import open_arrays
 from nedx.sources.things_eeg2.labels import Images, read_images
+from nedx.store.location import Location
 
 Of = Literal["image", "text", "eeg"]
 
@@ -33,7 +34,7 @@ _PARTITIONS = {"train": "train", "training": "train", "test": "test"}
 
 
 def open_feature_file(
-    path: str | Path,
+    path: str | Path | Location,
     *,
     images: str | Path | xr.Dataset | None = None,
     partition: str | None = None,
@@ -44,8 +45,8 @@ def open_feature_file(
 
     Parameters
     ----------
-    path : str or Path
-        ``ViT-H-14_features_train.pt`` and its like: a dictionary with ``img_features`` and
+    path : str, Path or Location
+        A file of this machine. ``ViT-H-14_features_train.pt`` and its like: a dictionary with ``img_features`` and
         ``text_features``, each a tensor, or vectors by path and by name (UBP), or such by
         ``low``, ``medium``, ``high`` and ``avg``; or one tensor. ``image_train.npy`` of
         NeuroBridge: an array (concept, image, feature), or more of them (variant, concept, image,
@@ -79,7 +80,13 @@ def open_feature_file(
     """
     if of not in ("image", "text", "eeg"):
         raise SelectionError(f"of is 'image', 'text' or 'eeg', not {of!r}")
-    place = Path(path)
+    location = Location.of(path)
+    if not location.is_local:
+        raise StoreError(
+            f"features are mapped into memory, so they must lie on this machine, not at "
+            f"{location.url}. Copy the file first"
+        )
+    place = Path(location.url)
     found = _chosen(place, of, variant)
     labels = _Labels.read(images, partition, found, of)
     rows = labels.rows(found, of)
@@ -217,9 +224,9 @@ def _array_rows(
     leading: tuple[int, ...] = ()
     if held.ndim == 4:
         count = held.shape[0]
-        if not isinstance(variant, int) or not 0 <= variant < count:
+        if str(variant) not in map(str, range(count)):
             raise SelectionError(f"{place} holds {count} variants; type variant=0 to {count - 1}")
-        leading = (variant,)
+        leading = (int(variant or 0),)
     elif held.ndim in (2, 3):
         _check_single(place, variant)
     else:

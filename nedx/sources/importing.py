@@ -159,6 +159,17 @@ SOURCES: dict[str, Source] = {
             Argument("time_units", "of the time bins", choices=("ms", "s")),
         ),
     ),
+    "features": Source(
+        "nedx.sources.feature_files",
+        "open_feature_file",
+        "features of THINGS that others computed: .pt of CLIP and UBP, .npy of NeuroBridge",
+        (
+            Argument("images", "image_metadata.npy, where the file names no images"),
+            Argument("partition", "found by the number of images", choices=("train", "test")),
+            Argument("of", "image by default", choices=("image", "text", "eeg")),
+            Argument("variant", "where a file holds several, such as avg or 0"),
+        ),
+    ),
     "haxby2001": Source(
         "nedx.sources.haxby2001",
         "open_haxby",

@@ -74,8 +74,9 @@ def open_things_meg(
         ``response (trial, channel, time)``, float32: in fT, or ``"1"`` where the values are
         z-scores of the baseline, which is seen by their size and kept as ``units_found_by``. Of
         several subjects a DataTree. Along ``trial``: ``image_id`` (``things:aardvark_01b``),
-        ``things_concept``, ``things_number`` (from 1), ``partition``, ``repetition`` (from 0, in
-        the order of the recording) and ``trial_number`` (from 0, of the file). Test images are
+        ``things_concept`` (also as ``category``), ``things_number`` (from 1), ``partition``,
+        ``repetition`` (from 0, in the order of the recording) and ``trial_number`` (from 0, of
+        the file). Test images are
         those shown 12 times where the epochs do not say. When they were shown is not known.
 
     Raises
@@ -146,9 +147,11 @@ def _open_subject(label: str, path: Path, paths: list[str] | None) -> xr.Dataset
     ds, numbers = ds.isel(trial=shown), numbers[shown]
     files = _files(ds, numbers, paths, path)
     stems = [file.rpartition("/")[2].rsplit(".", 1)[0] for file in files]
+    concepts = _strings(stem.rpartition("_")[0] for stem in stems)
     labels = {
         "image_id": _strings(f"things:{stem}" for stem in stems),
-        "things_concept": _strings(stem.rpartition("_")[0] for stem in stems),
+        "things_concept": concepts,
+        "category": concepts,
         "filename": _strings(files),
         "things_number": numbers.astype(np.int32),
         "repetition": repetition_of(numbers),

@@ -93,8 +93,8 @@ def open_things_meg_prepared(
     Dataset or DataTree
         ``response (trial, channel, time)``, float32, in fT where the values are fields, else
         ``"1"``; of several subjects a DataTree. Along ``trial``: ``image_id``
-        (``things:aardvark_01b``), ``things_concept``, ``filename``, ``partition`` and
-        ``repetition`` (as in the file).
+        (``things:aardvark_01b``), ``things_concept`` (also as ``category``), ``filename``,
+        ``partition`` and ``repetition`` (as in the file).
 
     Raises
     ------
@@ -267,6 +267,7 @@ def _labels(file: _File, shown: Sequence[str]) -> dict[str, np.ndarray]:
     values = {
         "image_id": np.array([f"things:{path.stem}" for path in paths], object),
         "things_concept": of,
+        "category": of,
         "filename": np.array([path.as_posix() for path in paths], object),
         "partition": np.full(len(paths), file.partition, object),
     }

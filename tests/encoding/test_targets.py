@@ -165,7 +165,7 @@ def test_text_embeddings_of_concepts(clip):
     model = f"transformers:{clip[0]}"
     with computes_at_most(0):
         made = nedx.encode_text(CONCEPTS, model, batch_size=2)
-    nedx.validate(made, "features")
+    assert made.features.dims == ("category", "feature")
     assert made.category.values.tolist() == CONCEPTS
     expected = text_truth(clip, [f"This picture is {name}" for name in CONCEPTS])
     np.testing.assert_allclose(made.features.values, expected, rtol=1e-4, atol=1e-6)
@@ -187,6 +187,7 @@ def test_text_embeddings_of_images_read_each_concept_once(clip, images, monkeypa
         text_features, "_read_texts", lambda texts, *a: read.extend(texts) or plain(texts, *a)
     )
     made = nedx.encode_text(images, f"transformers:{clip[0]}")
+    nedx.validate(made, "features")
     assert "pixels" not in made
     assert made.image_id.values.tolist() == images.image_id.values.tolist()
     with dask.config.set(scheduler="sync"):
@@ -194,6 +195,19 @@ def test_text_embeddings_of_images_read_each_concept_once(clip, images, monkeypa
     assert sorted(read) == sorted(f"This picture is {name}" for name in CONCEPTS)
     expected = text_truth(clip, [f"This picture is {name}" for name in images.category.values])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_concepts_are_found_among_their_texts(clip, images):
+    """The published classification task: texts of the concepts as the gallery."""
+    texts = nedx.encode_text(CONCEPTS, f"transformers:{clip[0]}").compute()
+    where = [CONCEPTS.index(name) for name in images.category.values]
+    wrong = (where[0] + 1) % 3
+    embedding = texts.features.values[[wrong, *where[1:]]]
+    decoded = images.drop_vars("pixels").assign(embedding=(("image", "feature"), embedding))
+    found = nedx.retrieve(decoded, texts, k=2)
+    assert found["rank"].values[1:].tolist() == [1, 1, 1, 1]
+    assert found["rank"].values[0] > 1
+    assert found["rank"].attrs["task"] == "class_centre"
 
 
 def test_models_without_what_is_asked_for(clip, images, tmp_path):

@@ -13,6 +13,7 @@ import xarray as xr
 import nedx
 from nedx.errors import CorruptStoreError, ModelError, SelectionError, SourceError, StoreError
 from nedx.sources.feature_files import open_feature_file
+from nedx.sources.importing import import_source
 from tests.laziness import computes_at_most
 from tests.sources.eeg2_files import TEST, TRAIN, write_metadata
 
@@ -140,6 +141,20 @@ def test_embeddings_of_eeg_have_rows_for_repetitions(root, values):
     assert averaged.embedding.dims == ("image", "feature")
 
 
+@pytest.mark.parametrize(("of", "name"), [("image", "features"), ("eeg", "embedding")])
+def test_import(root, values, tmp_path, of, name):
+    rows = values if of == "image" else np.repeat(values, 4, axis=0)
+    torch.save(torch.from_numpy(rows), root / "a.pt")
+    out = tmp_path / "features.zarr"
+    arguments = {"images": str(root), "partition": "train", "of": of}
+    import_source("features", root / "a.pt", out, **arguments)
+    assert nedx.verify(out).ok
+    stored = nedx.open_store(out)
+    np.testing.assert_allclose(stored[name].values, rows, rtol=1e-3)
+    assert stored.image_id.values[-1] == IDS[-1]
+    assert stored.category.values[-1] == "abacus"
+
+
 def test_a_part_reads_its_part_only(root, values, monkeypatch):
     from nedx.sources import feature_files
 
@@ -215,6 +230,8 @@ def test_rows_that_do_not_belong_to_the_images(root, values):
 
 
 def test_files_of_other_kinds(root, values):
+    with pytest.raises(StoreError, match="Copy the file first"):
+        open_feature_file("s3://bucket/a.pt", images=root)
     with pytest.raises(StoreError, match="no file"):
         open_feature_file(root / "none.pt", images=root)
     torch.save(torch.zeros(6, dtype=torch.int64), root / "a.pt")

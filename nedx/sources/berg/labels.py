@@ -46,7 +46,8 @@ def eeg_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
     Dataset
         Coordinates ``channel``, ``repetition``, ``time`` and, with the subject,
         ``encoding_accuracy``; ``ncsnr`` and ``noise_ceiling`` where the file has them. Of each
-        channel ``region``, one of five, and ``hemisphere`` by its name in the 10-10 system.
+        channel ``region``, one of five, ``hemisphere`` and the place ``x``, ``y``, ``z`` by its
+        name in the 10-10 system.
     """
     eeg, model = metadata["eeg"], metadata["encoding_models"]
     accuracy = model.get("encoding_accuracy", model)
@@ -66,12 +67,18 @@ def eeg_labels(metadata: Mapping[str, Any], subject: str) -> xr.Dataset:
         "test": things_ids(tests.get("test_img_files", ())),
     }
     channels = [str(name) for name in eeg["ch_names"]]
+    places = scalp.places(channels)
     labels = xr.Dataset(
         coords={
-            "channel": _strings(channels),
+            "channel": (
+                "channel",
+                _strings(channels),
+                {"montage": scalp.MONTAGE} if places else {},
+            ),
             "channel_type": ("channel", np.full(len(channels), "eeg", object)),
             "region": ("channel", _strings(scalp.region(name) or "" for name in channels)),
             "hemisphere": ("channel", _strings(map(scalp.hemisphere, channels))),
+            **places,
             "repetition": np.arange(4, dtype=np.int16),
             "time": ("time", np.asarray(eeg["times"], np.float64), _SECONDS),
         }

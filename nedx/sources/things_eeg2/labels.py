@@ -59,9 +59,11 @@ class Images:
             f"{_SPLITS[self.partition]}/{folder}/{self.files[row]}"
             for folder, row in zip(folders, rows, strict=True)
         ]
+        concepts = _strings(folder.partition("_")[2] for folder in folders)
         return {
             "image_id": (dim, _strings(f"things:{stem}" for stem in stems)),
-            "things_concept": (dim, _strings(folder.partition("_")[2] for folder in folders)),
+            "things_concept": (dim, concepts),
+            "category": (dim, concepts),
             "filename": (dim, _strings(paths)),
             "partition": (dim, _strings([self.partition] * len(stems))),
         }

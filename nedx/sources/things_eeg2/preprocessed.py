@@ -76,8 +76,9 @@ def open_preprocessed(
     -------
     Dataset or DataTree
         ``response (trial, channel, time)``, float32; of several subjects a DataTree with a child
-        for each. Along ``trial``: ``image_id``, ``repetition`` (as in the file), ``partition``,
-        and ``session`` (from 1) where the file tells it. To make
+        for each. Along ``trial``: ``image_id``, ``category`` (the concept of THINGS),
+        ``repetition`` (as in the file), ``partition``, and ``session`` (from 1) where the file
+        tells it. To make
         ``(image, repetition, channel, time)`` of one partition, use
         `nedx.preprocessing.repetitions.stack_repetitions`.
 

@@ -95,8 +95,9 @@ def open_raw(
     -------
     Dataset or DataTree
         ``response (trial, channel, time)``, float32; of several subjects a DataTree with a child
-        for each. Along ``trial``: ``image_id`` (``things:aardvark_01b``), ``repetition`` (from 0,
-        over sessions), ``session``, ``partition``, ``onset`` (s in its recording). The attribute
+        for each. Along ``trial``: ``image_id`` (``things:aardvark_01b``), ``category`` (the
+        concept of THINGS), ``repetition`` (from 0, over sessions), ``session``, ``partition``,
+        ``onset`` (s in its recording). The attribute
         ``preprocessing`` lists what was done, ``trials_cut_off`` counts the trials that are left
         out because their epochs reach beyond the recording. To make
         ``(image, repetition, channel, time)`` of one partition, use
