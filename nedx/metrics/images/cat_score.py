@@ -37,7 +37,8 @@ def cat_score(
     ----------
     match : DataArray or Dataset
         ``match (..., image, tag)`` bool, or numbers in [0, 1]; NaN is a judgement that is missing.
-        With the coordinate ``tag_role (tag)``: broad_1, broad_2, specific, background, extra.
+        With the coordinate ``tag_role (tag)``: broad_1, broad_2, specific, background, extra. A
+        Dataset may hold ``tags`` too.
     tags : DataArray, optional
         ``tags (image, tag)``, strings, joined by ``image_id``. Where it is empty the image has no
         such tag: nothing is counted there. Its ``tag_role`` holds where ``match`` has none.
@@ -72,6 +73,8 @@ def cat_score(
     """
     if missing not in ("refuse", "report"):
         raise ValueError(f"missing is 'refuse' or 'report', not {missing!r}")
+    if tags is None and isinstance(match, xr.Dataset):
+        tags = match.get("tags")
     found = judgements(match, tags, refuse_missing=missing == "refuse")
     over = _present(found, over)
     scores = _sums(found)

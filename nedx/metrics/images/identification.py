@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
 from nedx.compute.batches import checked
-from nedx.metrics.identification import Metric, pairwise_identification
-from nedx.metrics.images.pairing import flat_features, wanted_images
+from nedx.errors import SchemaError
+from nedx.metrics.identification import Metric, own_similarities, similarities
+from nedx.metrics.images.pairing import Pairs, feature_pairs
+
+# Features of a block: so few that sums of them keep their digits, and fewer of many images.
+_FEATURES = 8192
+_BLOCK_BYTES = 2**25
+# Similarities are said to be this certain, whatever the number of features.
+_CERTAIN = 1e-12
 
 
 def two_way_identification(
@@ -18,10 +26,10 @@ def two_way_identification(
     """Count how often a reconstruction is closer to its own image than to another, lazily.
 
     For reconstruction j, the share of the other true images i with
-    similarity(i, j) < similarity(j, j); ties are failures, and so are reconstructions whose
-    features are all the same, which have no similarity (Scotti et al. 2023, Reconstructing the
-    mind's eye, NeurIPS). The published figure is the mean over images; chance is 0.5. It is
-    `nedx.pairwise_identification` of reconstructions, of which none may be left out.
+    similarity(i, j) < similarity(j, j). Ties are failures, and so is what has no similarity
+    because its features are all the same (Scotti et al. 2023, Reconstructing the mind's eye,
+    NeurIPS): unlike `nedx.pairwise_identification` it leaves nothing out. The published figure is
+    the mean over images; chance is 0.5.
 
     Parameters
     ----------
@@ -50,22 +58,49 @@ def two_way_identification(
     ModelError
         When computed, if features are NaN or infinite.
     """
-    true, reconstructed = flat_features(true, reconstructed)
-    true = wanted_images(true, reconstructed)
-    both = [array.copy(data=array.data.map_blocks(_finite)) for array in (true, reconstructed)]
-    found = pairwise_identification(*both, metric=metric, form="trial", over="feature").fillna(0.0)
-    found.attrs = {
-        "units": "1",
+    if metric not in ("correlation", "euclidean"):
+        raise ValueError(f"metric is 'correlation' or 'euclidean', not {metric!r}")
+    found = feature_pairs(true, reconstructed)
+    if found.gallery.shape[0] < 2:
+        raise SchemaError("identification", ["one image only: it needs another to be told from"])
+    attrs = {
         "long_name": "two-way identification",
         "definition": f"share of other true images less similar to the reconstruction ({metric})",
         "metric": metric,
         "chance": 0.5,
         "better": "higher",
-        "n_images": true.shape[0],
     }
-    return found.rename("two_way_identification")
+    return found.labelled(_shares(found, metric), attrs).rename("two_way_identification")
+
+
+def _shares(found: Pairs, metric: Metric) -> da.Array:
+    """Return the share of less similar images, float64 (*lead, sample)."""
+    reconstructed, gallery = (
+        _in_columns(variable, max(found.gallery.shape[0], found.own.size))
+        for variable in (found.reconstructed, found.gallery)
+    )
+    lead = reconstructed.shape[:-2]
+    gallery = da.broadcast_to(
+        gallery, (*lead, *gallery.shape), chunks=(*((1,) * size for size in lead), *gallery.chunks)
+    )
+    alike = similarities(reconstructed, gallery, metric)
+    own, rounding = own_similarities(reconstructed, gallery, found.own, metric)
+    # Rounding grows with the number of products that are added up.
+    growth = 4 * np.finfo(np.float64).eps * reconstructed.shape[-1] / _CERTAIN
+    level = own - max(1.0, growth) * rounding
+    less: da.Array = (alike < level[..., np.newaxis]).sum(axis=-1)
+    return less / (gallery.shape[-2] - 1)
+
+
+def _in_columns(variable: xr.Variable, rows: int) -> da.Array:
+    """Return finite (*lead, sample, feature) in blocks of some features of all samples."""
+    columns = min(_FEATURES, max(1, _BLOCK_BYTES // (8 * rows)))
+    lead = dict.fromkeys(range(variable.ndim - 2), 1)
+    data = variable.data.map_blocks(_finite, dtype=variable.dtype)
+    found: da.Array = data.rechunk({**lead, variable.ndim - 2: -1, variable.ndim - 1: columns})
+    return found
 
 
 def _finite(rows: np.ndarray) -> np.ndarray:
-    """Return features (..., feature) that are finite: not one unit may be left out."""
+    """Return features (..., feature) that are finite: not one may be left out."""
     return checked(rows, rows.shape, rows.dtype, "the features of images")

@@ -119,6 +119,8 @@ def test_tags_that_an_image_has_not_are_not_asked_for():
     assert found["cat_score"].attrs["maximum"] == 38
     assert found["role"].values.tolist() == ROLES
     assert (found["n_missing"] == 0).all()
+    whole = judged(missing_some()).to_dataset(name="match").assign(tags=tagged(absent=absent))
+    xr.testing.assert_identical(cat_score(whole), found)
 
 
 def test_degrees_of_matching_are_added_up():

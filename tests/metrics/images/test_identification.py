@@ -66,12 +66,23 @@ def test_ties_are_failures(metric):
     np.testing.assert_allclose(found, 6 / 7)
 
 
-def test_a_constant_is_never_identified():
-    reconstructed = TRUE.copy()
+def test_a_constant_is_never_identified_and_never_beaten():
+    true, reconstructed = TRUE.copy(), TRUE.copy()
     reconstructed[3] = 0.1
-    found = two_way_identification(features(TRUE), features(reconstructed)).values
-    assert found[3] == 0
-    np.testing.assert_array_equal(np.delete(found, 3), 1)
+    true[5] = 0.3
+    found = two_way_identification(features(true), features(reconstructed)).values
+    # 3 has no similarity with any image, 5 none with its own.
+    assert found[3] == found[5] == 0
+    np.testing.assert_allclose(np.delete(found, [3, 5]), 21 / 22)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_wide_features_are_no_less_certain(metric):
+    rng = np.random.default_rng(5)
+    wide = np.maximum(rng.normal(size=(5, 190_000)), 0).astype(np.float32) + 0.3
+    wide[4] = wide[3]
+    found = two_way_identification(features(wide), features(wide), metric=metric)
+    np.testing.assert_array_equal(found, [1, 1, 1, 0.75, 0.75])
 
 
 def test_several_trials_of_an_image_do_not_count_as_others():
@@ -142,7 +153,7 @@ def test_features_that_are_not_finite_are_refused():
     [
         ((features(TRUE), features(TRUE[:, :5])), "same network and layer"),
         ((features(TRUE).drop_vars("image_id"), features(TRUE)), "nothing is joined by position"),
-        ((features(TRUE[:1]), features(TRUE[:1])), "one candidate only"),
+        ((features(TRUE[:1]), features(TRUE[:1])), "one image only"),
         ((features(TRUE).to_dataset(name="embedding"), features(TRUE)), "expected a DataArray"),
     ],
 )
