@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nedx.catalog.resolving import open
     from nedx.decoding.decode import decode
     from nedx.decoding.estimator import EEGDecoder
+    from nedx.decoding.protocols import neuralbench_retrieval
     from nedx.decoding.retrieval import class_centres, retrieve
     from nedx.encoding.encode import encode
     from nedx.encoding.estimators.banded import BandedRidgeEncoder
@@ -84,6 +85,7 @@ _MODULES = {
     "list": "nedx.catalog.listing",
     "load_model": "nedx.encoding.model",
     "ned": "nedx.accessor",
+    "neuralbench_retrieval": "nedx.decoding.protocols",
     "noise_ceiling": "nedx.metrics.noise_ceiling",
     "open": "nedx.catalog.resolving",
     "open_images": "nedx.stimuli",
@@ -139,6 +141,7 @@ __all__ = [
     "list",
     "load_model",
     "ned",
+    "neuralbench_retrieval",
     "noise_ceiling",
     "open",
     "open_images",
