@@ -24,6 +24,7 @@ from nedx.metrics.layers import (
     by_layer,
     candidates,
     coords_of,
+    labels_of,
     lazy_patterns,
     lookup,
     unit_dims,
@@ -374,7 +375,7 @@ def _one_of_each(predicted: xr.DataArray) -> xr.DataArray:
     mean, dim = averaged(predicted)
     if dim != "_image":
         return mean
-    names = np.unique(predicted["image_id"].values.astype(str)).astype(object)
+    names = np.unique(labels_of(predicted, "image_id")).astype(object)
     return mean.rename(_image="image").assign_coords(image_id=("image", names))
 
 

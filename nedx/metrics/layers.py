@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import numpy as np
@@ -70,7 +70,7 @@ def _split(array: xr.DataArray) -> dict[str | None, xr.DataArray]:
     if "layer" not in array.coords or array["layer"].ndim != 1 or "layer" in array.dims:
         return {None: array}
     (dim,) = array["layer"].dims
-    names = array["layer"].values.astype(str)
+    names = labels_of(array, "layer")
     kept = array.drop_vars("layer")
     return {str(n): kept.isel({dim: np.flatnonzero(names == n)}) for n in dict.fromkeys(names)}
 
@@ -153,9 +153,13 @@ def along_units(found: Mapping[str | None, xr.DataArray], lead: Sequence[Hashabl
     """
     flat = [unit_last(array, [d for d in array.dims if d not in lead]) for array in found.values()]
     joined = xr.concat(
-        flat, dim="unit", coords="minimal", compat="override", join="exact",
+        flat,
+        dim="unit",
+        coords="minimal",
+        compat="override",
+        join="exact",
         combine_attrs="override",
-    )  # fmt: skip
+    )
     sizes = [array.sizes["unit"] for array in flat]
     index = np.concatenate([np.arange(size) for size in sizes])
     return joined.assign_coords(
@@ -240,7 +244,7 @@ def lookup(
         unnamed = names[1] if named[0] else names[0]
         fault = f"no image_id on what is {unnamed}: nothing is joined by position"
         raise SchemaError("what is compared", [fault, _NAME_THEM])
-    ids, wanted = (np.asarray(a["image_id"].values).astype(str) for a in (true, predicted))
+    ids, wanted = (labels_of(array, "image_id") for array in (true, predicted))
     order = np.argsort(ids, kind="stable")
     twice = ids[order][1:][ids[order][1:] == ids[order][:-1]]
     if twice.size:
@@ -253,6 +257,11 @@ def lookup(
         advice = "select those that are: .sel(image_id=...)"
         raise SchemaError("what is compared", [fault, advice])
     return None if np.array_equal(place, np.arange(ids.size)) else place
+
+
+def labels_of(array: xr.DataArray, name: str) -> np.ndarray:
+    """Return the values of a coordinate as fixed-width strings, whatever strings they are."""
+    return np.asarray(array[name].values).astype(object).astype(str)
 
 
 def _named(array: xr.DataArray) -> bool:
@@ -335,21 +344,34 @@ def lazy_patterns(
     Leading dims are those of either. A unit is left out of all samples where one of them is not
     finite, so that a block must hold all of them.
     """
-    arrays = [unit_last(a, dims) for a in (true, predicted)]
-    lead = [d for d in dict.fromkeys((*arrays[1].dims, *arrays[0].dims))
-            if d not in (*samples, "unit")]  # fmt: skip
-    sizes = {d: a.sizes[d] for a in arrays for d in lead if d in a.dims}
-    rows = max(a.sizes[s] for a, s in zip(arrays, samples, strict=True))
+    rows = max(a.sizes[s] for a, s in zip((true, predicted), samples, strict=True))
     step = max(1, _BLOCK_BYTES // (8 * rows))
+    arrays = [unit_last(_lazy(a, dims, step), dims) for a in (true, predicted)]
+    both = dict.fromkeys((*arrays[1].dims, *arrays[0].dims))
+    lead = [dim for dim in both if dim not in (*samples, "unit")]
+    sizes = {dim: a.sizes[dim] for a in arrays for dim in lead if dim in a.dims}
     found = []
     for array, sample in zip(arrays, samples, strict=True):
         array = array.expand_dims({d: n for d, n in sizes.items() if d not in array.dims})
         array = array.transpose(*lead, sample, "unit")
         chunks = {**dict.fromkeys(lead, 1), sample: -1, "unit": step}
-        # A token of its own: hashing the values would take as long as comparing them.
-        token = None if array.chunks is not None else uuid4().hex
-        found.append(array.chunk(chunks, token=token))
+        found.append(in_chunks(array, chunks))
     return found[0], found[1]
+
+
+def _lazy(array: xr.DataArray, dims: Sequence[str], step: int) -> xr.DataArray:
+    """Give an array without chunks about those that it will have."""
+    if array.chunks is not None:
+        return array
+    inner = int(np.prod([array.sizes[dim] for dim in dims[1:]]))
+    return in_chunks(array, {dims[0]: max(1, step // inner)})
+
+
+def in_chunks(array: xr.DataArray, chunks: Mapping[Any, Any]) -> xr.DataArray:
+    """Chunk the values of an array, not its labels."""
+    # A name of its own: hashing the values would take as long as comparing them.
+    name = None if array.chunks is not None else f"{array.name or 'values'}-{uuid4().hex}"
+    return array.copy(data=array.variable.chunk(dict(chunks), name=name).data)
 
 
 def coords_of(*arrays: xr.DataArray, dims: Iterable[Hashable]) -> dict[Hashable, xr.DataArray]:

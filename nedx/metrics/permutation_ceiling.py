@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
-from uuid import uuid4
 
 import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError
+from nedx.metrics.layers import in_chunks
 from nedx.metrics.repeats import image_codes, response_of
 from nedx.schema import neuroid_dim, restore_index, role_dim, sample_dim
 
@@ -124,8 +124,8 @@ def by_repetition(array: xr.DataArray) -> xr.DataArray:
     SchemaError
         If images have different numbers of trials.
     """
-    # A token of its own: hashing the values would take as long as comparing them.
-    array = array if array.chunks is not None else array.chunk(token=uuid4().hex)
+    if array.chunks is None:
+        array = in_chunks(array, dict.fromkeys(array.dims, "auto"))
     sample, repetition = sample_dim(array), role_dim(array, "repetition")
     if repetition is not None:
         names = {sample: "image", repetition: "repetition"}
@@ -215,11 +215,11 @@ def reduced(
         step = max(1, _BLOCK_BYTES // (8 * array.sizes[repetition] * array.sizes[along]))
         chunks: dict[Any, int] = dict.fromkeys(array.dims, 1)
         chunks |= {free: step} if free in array.dims else {}
-        lazy.append(array.chunk({**chunks, repetition: -1, along: -1}))
+        lazy.append(in_chunks(array, {**chunks, repetition: -1, along: -1}))
     found: xr.DataArray = xr.apply_ufunc(
         kernel,
         *lazy,
-        kept.chunk(dict.fromkeys(kept.dims, 1) | {along: -1}),
+        in_chunks(kept, {**dict.fromkeys(kept.dims, 1), along: -1}),
         kwargs=options,
         input_core_dims=[*([repetition, along] for repetition in repetitions), [along]],
         dask="parallelized",

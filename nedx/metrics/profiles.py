@@ -23,6 +23,7 @@ from nedx.metrics.layers import (
     along_units,
     by_layer,
     coords_of,
+    labels_of,
     layers_of,
     lazy_patterns,
     matched,
@@ -141,7 +142,7 @@ def training_statistics(features: Features) -> Statistics:
         return xr.Dataset(mean), xr.Dataset(sd)
     dim = sample_dim(features)
     if "image_id" in features.coords and features["image_id"].dims == (dim,):
-        _, first = np.unique(features["image_id"].values.astype(str), return_index=True)
+        _, first = np.unique(labels_of(features, "image_id"), return_index=True)
         if first.size < features.sizes[dim]:
             features = features.isel({dim: np.sort(first)})
     _refuse_one_image(features)

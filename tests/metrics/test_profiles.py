@@ -15,6 +15,7 @@ from nedx.metrics.profiles import (
     profile_correlation,
     training_statistics,
 )
+from nedx.schema import restore_index
 from tests.laziness import computes_at_most
 from tests.metrics.decoded import SHAPES, layer, layers, named
 
@@ -174,6 +175,37 @@ def test_any_chunking_gives_the_same(images, units):
         np.testing.assert_allclose(
             one.compute(scheduler="sync"), other.compute(scheduler="sync"), atol=1e-9
         )
+
+
+def test_stores_are_read_when_asked_whether_chunked_or_not(tmp_path):
+    true, decoded = layers()
+    wanted = pattern_correlation(true, decoded).drop_vars("subject")
+    for name, ds in (("true", true), ("decoded", decoded)):
+        labelled = ds.drop_indexes("image_id").drop_vars("subject", errors="ignore")
+        labelled.to_zarr(tmp_path / name, consolidated=False)
+    for chunks in (None, {}):
+        opened = [
+            restore_index(xr.open_zarr(tmp_path / name, chunks=chunks, consolidated=False))
+            for name in ("true", "decoded")
+        ]
+        with computes_at_most(0):
+            found = pattern_correlation(*opened)
+        assert not any(ds[f"feature_{name}"]._in_memory for ds in opened for name in SHAPES)
+        # A store does not keep the order of variables.
+        found = found.sel(layer=list(SHAPES)).compute()
+        xr.testing.assert_allclose(found, wanted.compute())
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "i4"])
+def test_any_dtype_is_compared_as_exactly_as_it_is_held(dtype):
+    true, decoded = (array.astype(dtype) for array in (4 * array for array in layer()))
+    found = pattern_correlation(true, decoded), profile_correlation(true, decoded)
+    x, y = (patterns(array).astype("f8") for array in (true, decoded))
+    wanted = [[r(a, b) for a, b in zip(x, s, strict=True)] for s in y]
+    np.testing.assert_allclose(found[0], wanted, atol=1e-6)
+    wanted = [[r(a, b) for a, b in zip(x.T, s.T, strict=True)] for s in y]
+    np.testing.assert_allclose(found[1].values.reshape(2, -1), wanted, atol=1e-6)
+    assert all(one.dtype == np.float64 for one in found)
 
 
 def test_what_does_not_fit_is_named():
