@@ -40,7 +40,7 @@ class ImagePolicy(BaseModel):
     arithmetic : {"float32", "uint8"}
         Whether the resize works in float32 and rounds once, as torchvision does for tensors, or
         in fixed-point numbers and rounds after each axis, as Pillow does. They differ by at most
-        one grey level.
+        one grey level, and two where the resize is bicubic.
     order : {"rgb", "bgr"}
         Order of the colours that the network takes.
     scale : float
