@@ -73,3 +73,9 @@ class Plots:
         from nedx.plot.images import plot_images
 
         return plot_images(self._obj, *args, **options)
+
+    def retrieved(self, stimuli: xr.Dataset | None = None, **options: Any) -> Axes:
+        """Draw retrieved beside seen images; see `nedx.plot.retrieved.plot_retrieved`."""
+        from nedx.plot.retrieved import plot_retrieved
+
+        return plot_retrieved(self._obj, stimuli, **options)
