@@ -36,6 +36,7 @@ MODULES = (
     "pca",
     "banded",
     "rsa",
+    "image_metrics",
 )
 
 

@@ -131,7 +131,7 @@ def test_degrees_of_matching_are_added_up():
     )
 
 
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 5), st.integers(1, 3))
 def test_chunks_make_no_difference(subject, image, tag, annotator):
     chunks = {"subject": subject, "image": image, "tag": tag, "annotator": annotator}

@@ -108,7 +108,7 @@ def test_maps_are_flattened():
     np.testing.assert_array_equal(found, 1)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.integers(1, 23), st.integers(1, 23), st.integers(1, 9), st.sampled_from(METRICS))
 def test_chunks_make_no_difference(image, other, feature, metric):
     true = features(TRUE).chunk(image=image, feature=feature)

@@ -125,7 +125,7 @@ def test_one_dataset_without_names_is_of_the_same_images():
     np.testing.assert_array_equal(pixcorr(ds.drop_vars("image_id")), pixcorr(ds))
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.integers(1, 4), st.integers(1, 2), st.integers(7, 60), st.integers(1, 4))
 def test_chunks_make_no_difference(image, kind, y, true):
     small, others = TRUE[:, :20, :20], RECONSTRUCTED[:, :, :20, :20]
