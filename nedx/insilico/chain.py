@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import ModelError, SchemaError, SelectionError
+from nedx.preprocessing.steps import response_of
 from nedx.schema import role_dim, sample_dim
 
 _log = logging.getLogger(__name__)
@@ -219,6 +220,8 @@ def scores_of(
     Dataset
         Scores ``(condition, seed, subject[, image | trial])``.
     """
+    # Once a dask array, what is in memory is not hashed again in every condition.
+    test = test.assign(response=response_of(test))
     rows = []
     for name, change in changes.items():
         if change is None:

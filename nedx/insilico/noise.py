@@ -134,15 +134,17 @@ def replaced(
     Returns
     -------
     float array (..., time)
-        Of the dtype of ``values``; what is not touched is the same to the bit.
+        Of the dtype of ``values``; what is not touched is the same to the bit. What is NaN, as
+        in a repetition that is absent, stays so.
     """
     chosen = np.broadcast_to(touched, values.shape[:-1])
     if not chosen.any():
         return values
     words = np.stack([np.broadcast_to(w, chosen.shape)[chosen] for w in (sample, group, neuroid)])
     traces = values[chosen]
-    made = kernel(traces[:, window].astype(np.float64), streams(seed, words.T))
-    traces[:, window] = made
+    before = traces[:, window].astype(np.float64)
+    made = kernel(before, streams(seed, words.T))
+    traces[:, window] = np.where(np.isnan(before), np.nan, made)
     out = values.copy()
     out[chosen] = traces
     return out

@@ -44,7 +44,8 @@ def perturb(
     """Put noise in the place of the responses of some channels, lazily.
 
     The noise of a trace is told by the seed and the labels of its image (or trial), subject,
-    repetition and channel: chunks, order and earlier selections make no difference.
+    repetition and channel: chunks, order and earlier selections make no difference. Only
+    ``"shuffle"`` and ``"mean"`` depend on which images are there: select after them.
 
     Parameters
     ----------
@@ -73,9 +74,10 @@ def perturb(
     Returns
     -------
     Dataset
-        ``response`` of the same dtype; what is not perturbed is the same to the bit. The attribute
-        ``nedx_perturbation`` (JSON) and a line of ``history`` say what was done. What was found
-        from the responses before, such as ``embedding`` and ``noise_ceiling``, is left out.
+        ``response`` of the same dtype; what is not perturbed is the same to the bit, and what is
+        NaN, as in repetitions that are absent, stays so. The attribute ``nedx_perturbation`` (JSON)
+        and a line of ``history`` say what was done. What was found from the responses before, such
+        as ``embedding`` and ``noise_ceiling``, is left out.
 
     Raises
     ------
@@ -217,13 +219,13 @@ def _from_others(
         donor = values.isel({sample: kernels.partners(_images(ds), seed)})
     else:
         over = [d for d in (sample, role_dim(response, "repetition")) if d in values.dims]
-        donor = values.mean(over, dtype=np.float64, skipna=False).astype(values.dtype)
+        donor = values.mean(over, dtype=np.float64, skipna=True).astype(values.dtype)
     place = xr.Variable(_neuroid(ds), touched)
     if time is not None:
         inside = np.zeros(response.sizes[time], bool)
         inside[window] = True
         place = place * xr.Variable(time, inside)
-    return _like(response, values.where(~place, donor))
+    return _like(response, values.where(~(place & values.notnull()), donor))
 
 
 def _like(response: xr.DataArray, made: xr.Variable) -> xr.DataArray:

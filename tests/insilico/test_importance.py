@@ -66,12 +66,25 @@ def test_times_that_carry_the_signal(linear, data):
     assert found.time.attrs["units"] == "s"
 
 
-def test_channels_by_times(linear, data):
-    both = {"over": ("channel", "time"), "width": 0.1, "step": 0.1, "seeds": [3]}
-    found = importance_map(data[0], linear.decode, data[1], **both).importance
+@pytest.fixture(scope="module")
+def both(linear, data) -> xr.Dataset:
+    options = {"over": ("channel", "time"), "width": 0.1, "step": 0.1, "seeds": [3]}
+    return importance_map(data[0], linear.decode, data[1], **options)
+
+
+def test_channels_by_times(both):
+    found = both.importance
     assert found.dims == ("subject", "channel", "time")
     expected = CARRY[:, None] & np.isin(found.time.values.round(2), [0.15, 0.25])
     np.testing.assert_array_equal(found.values != 0, np.broadcast_to(expected, found.shape))
+
+
+def test_a_map_of_channels_and_times_is_drawn_at_a_time(both):
+    within, before = (both.ned.plot.importance(time=time) for time in (0.15, -0.05))
+    assert within.images[0].get_array().max() > 0.05
+    assert not before.images[0].get_array().any()
+    with pytest.raises(SelectionError, match=r"5 times.*time=0\.1"):
+        both.ned.plot.importance()
 
 
 def test_a_window_of_channels(linear, data):

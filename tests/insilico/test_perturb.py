@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import mne
 import numpy as np
 import pytest
 import xarray as xr
@@ -14,6 +15,7 @@ from scipy import stats
 import nedx
 from nedx.errors import SchemaError, SelectionError
 from nedx.insilico import noise as kernels
+from nedx.preprocessing.epochs import EpochSettings, epochs
 from tests.laziness import computes_at_most
 
 CHANNELS = ["Pz", "Fp1", "O1", "Oz", "O2", "C3", "Cz", "C4"]
@@ -139,6 +141,20 @@ def test_the_mean_and_zero():
     assert not ds.ned.perturb(channels="Oz", noise="zero").response.values[:, :, :, 3].any()
 
 
+@pytest.mark.parametrize("noise", [*NOISES, "gaussian"])
+def test_absent_repetitions_stay_absent(noise):
+    ds = eeg(n_images=5, n_times=20).expand_dims(repetition=2, axis=2).copy(deep=True)
+    ds["response"] = ds.response.where(
+        (ds.image_id != "t:03") | (xr.DataArray([1, 0], dims="repetition") > 0)
+    )
+    options = {"sd": 2.0} if noise == "gaussian" else {}
+    after = ds.ned.perturb(channels="Oz", noise=noise, **options).response.values[:, :, :, 3]
+    assert np.isnan(after[:, 3, 1]).all()
+    given = np.isnan(after).all(-1).sum()
+    # A shuffled trial may be given one that is absent.
+    assert given == (4 if noise == "shuffle" else 2)
+
+
 def test_noise_of_a_given_size():
     ds = eeg()
     with pytest.raises(SelectionError, match="in uV.*sd=5.0"):
@@ -258,6 +274,27 @@ def test_what_is_perturbed_can_be_stored(tmp_path):
     )
     assert json.loads(again.attrs["nedx_perturbation"])[0]["seed"] == 2
     again.ned.validate()
+
+
+def test_a_real_recording_loses_what_its_trials_share(shared_data):
+    path = shared_data / "eeglab_sample" / "eeglab_data.set"
+    if not path.is_file():
+        pytest.skip(f"the sample of EEGLAB is not at {path}")
+    raw = mne.io.read_raw_eeglab(path, preload=True, verbose="error")
+    found, _ = mne.events_from_annotations(raw, {"square": 1}, verbose="error")
+    ds = epochs(raw, found, EpochSettings(-0.1, 0.5, band=(1.0, 30.0)), names={1: "square"})
+    trials = ds.response.sel(channel="FC1").values.astype(np.float64)
+    for noise in ("matched", "phase"):
+        hurt = ds.ned.perturb(channels="FC1", noise=noise).response
+        rest = {"channel": ds.channel.values != "FC1"}
+        np.testing.assert_array_equal(hurt[rest], ds.response[rest])
+        after = hurt.sel(channel="FC1").values.astype(np.float64)
+        # Nothing is common to the trials any more but their means: the evoked response is gone.
+        evoked = [np.std((x - x.mean(-1, keepdims=True)).mean(0)) for x in (trials, after)]
+        assert evoked[1] < 0.25 * evoked[0]
+        if noise == "phase":
+            power = [np.abs(np.fft.rfft(x, axis=-1)) ** 2 for x in (trials, after)]
+            np.testing.assert_allclose(power[1].mean(0), power[0].mean(0), rtol=1e-4)
 
 
 def test_rois_and_responses_without_times():
