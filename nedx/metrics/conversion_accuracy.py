@@ -25,10 +25,10 @@ from nedx.metrics.permutation_ceiling import (
     correlated_dim,
     mean_product,
     reduced,
+    responses_of,
     standard,
 )
 from nedx.metrics.profiles import standardized
-from nedx.metrics.repeats import response_of
 from nedx.schema import restore_index
 from nedx.selection import Names, resolve
 
@@ -85,7 +85,7 @@ def conversion_accuracy(
     """
     check_options(per, level, n_permutations, null)
     options = {"level": level, "n_permutations": n_permutations, "null": null, "seed": seed}
-    arrays = response_of(measured), response_of(converted)
+    arrays = responses_of(measured), responses_of(converted)
     compare = partial(_compared, per=per, standardize=standardize, options=options)
     if roi is None:
         return restore_index(compare(*arrays))

@@ -50,6 +50,10 @@ def layers_of(data: Features) -> dict[str | None, xr.DataArray]:
     """
     if isinstance(data, xr.DataArray):
         return {None: data}
+    if not isinstance(data, xr.Dataset):
+        fault = f"found {type(data).__name__}, expected a DataArray or a Dataset"
+        advice = "name its dims: xr.DataArray(values, dims=('image', 'unit')); of a DataTree take"
+        raise SchemaError("what is compared", [fault, f"{advice} one Dataset: tree['sub-01'].ds"])
     names = variables_of(data)
     if names[0] in SINGLE:
         return _split(data[names[0]])

@@ -71,7 +71,7 @@ def permutation_ceiling(
         If an option is none of those.
     """
     check_options(per, level, n_permutations, null)
-    trials = by_repetition(response_of(responses))
+    trials = by_repetition(responses_of(responses))
     if trials.sizes["repetition"] < 2:
         fault = "no repeats: expected a dim 'repetition', or trials that share an image_id"
         raise SchemaError(
@@ -111,6 +111,21 @@ def ceiling_of(
         ),
     }
     return restore_index(xr.Dataset(found))
+
+
+def responses_of(data: Any) -> xr.DataArray:
+    """Return an array itself, and of a Dataset ``response``.
+
+    Raises
+    ------
+    SchemaError
+        If it is neither, or there is no ``response``.
+    """
+    if isinstance(data, xr.DataArray | xr.Dataset):
+        return response_of(data)
+    fault = f"found {type(data).__name__}, expected a DataArray or a Dataset with 'response'"
+    advice = "of a DataTree take one subject at a time: tree['sub-01'].ds"
+    raise SchemaError("the responses", [fault, advice])
 
 
 def by_repetition(array: xr.DataArray) -> xr.DataArray:

@@ -155,6 +155,26 @@ def test_constant_trials_and_nan_are_nan_in_voxels_and_left_out_of_patterns():
     assert np.isfinite(pattern.noise_ceiling_threshold).all()
 
 
+def test_subjects_and_times_are_each_as_if_alone():
+    array = recorded()
+    other = recorded(seed=1)
+    other[3, 0, 4] = np.nan
+    both = xr.concat([array, other], dim="subject")
+    both = xr.concat([both, both + 1], dim="time").transpose(
+        "subject", "image", "repetition", "voxel", "time"
+    )
+    for per in ("voxel", "pattern"):
+        for null in ("permutations", "normal"):
+            options = {"per": per, "null": null, "n_permutations": 40}
+            found = permutation_ceiling(both, **options)
+            for row, alone in enumerate((array, other)):
+                wanted = permutation_ceiling(alone, **options)
+                for name in wanted:
+                    for time in (0, 1):
+                        one = found[name].isel(subject=row, time=time)
+                        np.testing.assert_allclose(one, wanted[name], atol=1e-9)
+
+
 @given(
     images=st.integers(1, 20), voxels=st.integers(1, 5), per=st.sampled_from(["voxel", "pattern"])
 )
@@ -180,6 +200,8 @@ def test_bad_input_is_named():
         permutation_ceiling(array[:, 0])
     with pytest.raises(SchemaError, match="no repeats"):
         permutation_ceiling(array[:, :1])
+    with pytest.raises(SchemaError, match="found ndarray, expected a DataArray"):
+        permutation_ceiling(array.values)
     with pytest.raises(SchemaError, match="one image only"):
         permutation_ceiling(array[:1])
     with pytest.raises(SchemaError, match="one voxel only"):

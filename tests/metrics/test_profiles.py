@@ -227,6 +227,8 @@ def test_what_does_not_fit_is_named():
         )
     with pytest.raises(SchemaError, match="layer 'fc6' is predicted.*no true features of it"):
         profile_correlation(both[0].drop_vars("feature_fc6"), both[1])
+    with pytest.raises(SchemaError, match="found ndarray, expected a DataArray or a Dataset"):
+        pattern_correlation(true.values, decoded.values)
     with pytest.raises(SchemaError, match="one image only"):
         profile_correlation(true, decoded.isel(image=[3]))
     with pytest.raises(SchemaError, match="no image was selected"):
