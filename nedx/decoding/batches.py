@@ -150,7 +150,8 @@ class Stream:
 
     def _drawn(self, rng: np.random.Generator | None) -> Iterator[Batch]:
         left: _Window | None = None
-        for window in self._windows(rng):
+        # Windows are drawn in a thread of their own, with random numbers of their own.
+        for window in self._windows(None if rng is None else rng.spawn(1)[0]):
             joined = window if left is None else _joined([left, window])
             count = len(joined.values)
             order = np.arange(count) if rng is None else rng.permutation(count)

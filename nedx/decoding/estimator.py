@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sklearn.base import BaseEstimator
 
 from nedx.compute.devices import check_device
 from nedx.decoding.augmentation import Augmentation, Noise
-from nedx.decoding.fitting import Job, Trained, selection_rule, train_network
+from nedx.decoding.fitting import Job, Trained, check_network, selection_rule, train_network
 from nedx.decoding.model import NeuralDecoder
 from nedx.decoding.networks.recipe import NetworkRecipe
 from nedx.decoding.recipe import DecoderRecipe, Member
@@ -256,6 +257,8 @@ class EEGDecoder(BaseEstimator):
         checkpoint: str | Path | None,
     ) -> list[Job]:
         """Return what each network is trained on; builds the network once to see that it can be."""
+        import torch
+
         from nedx.decoding.networks.registry import build
 
         first = next(iter(subjects.values()))
@@ -268,7 +271,8 @@ class EEGDecoder(BaseEstimator):
             n_subjects=len(next(iter(members.values()))),
             options=dict(self.network_options or {}),
         )
-        build(network)
+        with torch.device("meta"):
+            build(network)
         both = {
             name: paired(name, ds, image.rows, settings.average_trials)
             for name, ds in subjects.items()
@@ -366,8 +370,6 @@ def _needed(ds: xr.Dataset, split: Split) -> xr.Dataset:
 
 
 def _part(samples: Samples, split: Split, kind: str, index: int) -> Samples:
-    from dataclasses import replace
-
     return replace(samples.select(split.of(samples.image_id) == kind), index=index)
 
 
@@ -383,10 +385,17 @@ def _like(text: Targets, image: Targets) -> Targets:
 
 
 def _run(jobs: Sequence[Job], client: Any) -> dict[str, Trained]:
-    if client is None:
-        return {job.name: train_network(job) for job in jobs}
-    futures = [client.submit(train_network, job, pure=False) for job in jobs]
-    return {job.name: each for job, each in zip(jobs, client.gather(futures), strict=True)}
+    """Train all networks, after the responses of all of them have been read."""
+
+    def each(function: Callable[[Job], Any]) -> list[Any]:
+        if client is None:
+            return [function(job) for job in jobs]
+        found: list[Any] = client.gather([client.submit(function, j, pure=False) for j in jobs])
+        return found
+
+    if len(jobs) > 1:
+        each(check_network)
+    return dict(zip((job.name for job in jobs), each(train_network), strict=True))
 
 
 def _history(trained: Mapping[str, Trained]) -> xr.Dataset:

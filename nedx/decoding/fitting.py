@@ -95,6 +95,12 @@ class Trained:
     best_epoch: int
 
 
+def check_network(job: Job) -> None:
+    """Read what a network would be trained on, and raise as `train_network` would."""
+    for stream in _streams(job):
+        stream.summary()
+
+
 def train_network(job: Job) -> Trained:
     """Train a network.
 
@@ -105,10 +111,10 @@ def train_network(job: Job) -> Trained:
         training's.
     """
     settings = job.settings
-    stream = Stream(job.training, settings.batch_size, settings.average_trials)
-    held = Stream(job.validation, settings.batch_size, average=True) if job.validation else None
+    stream, *others = _streams(job)
+    held = others[0] if others else None
     summary = stream.summary()
-    checksums = [summary.checksum, held.summary().checksum if held else ""]
+    checksums = [summary.checksum, *(each.summary().checksum for each in others)]
     progress, best = Progress(_fingerprint(job, checksums)), None
     before = read_checkpoint(job.checkpoint, progress.fingerprint) if job.checkpoint else None
     training = _start(job, summary, stream)
@@ -135,6 +141,13 @@ def train_network(job: Job) -> Trained:
     return Trained(weights, progress.history, progress.best_epoch)
 
 
+def _streams(job: Job) -> list[Stream]:
+    """Return what is trained on, and what the epoch is chosen by, if anything."""
+    size = job.settings.batch_size
+    streams = [Stream(job.training, size, job.settings.average_trials)]
+    return [*streams, Stream(job.validation, size, average=True)] if job.validation else streams
+
+
 def _start(job: Job, summary: Summary, stream: Stream) -> Training:
     import torch
 
@@ -142,7 +155,7 @@ def _start(job: Job, summary: Summary, stream: Stream) -> Training:
     from nedx.decoding.training import Training
 
     device = resolve_device(job.device)
-    with _seeded(job.settings.seed, _BEFORE, torch.device(device)):
+    with seeded(job.settings.seed, _BEFORE, torch.device(device)):
         module = Standardized(job.network)
     module.mean.copy_(torch.from_numpy(summary.mean))
     module.scale.copy_(torch.from_numpy(summary.scale))
@@ -161,7 +174,7 @@ def _epoch(
 ) -> dict[str, float]:
     """Train on all samples once; return loss, learning rate and validation."""
     rate = training.rate
-    with _seeded(seed, epoch, training.device):
+    with seeded(seed, epoch, training.device):
         losses = [
             training.step(batch) for batch in stream.epoch(np.random.default_rng((seed, epoch)))
         ]
@@ -238,7 +251,7 @@ def _bar(job: Job, done: int) -> Iterator[Callable[[Mapping[str, float]], None]]
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
     """Make torch's random numbers those of an epoch, and leave the caller's as they were."""
     import torch
 

@@ -85,7 +85,7 @@ def read_targets(given: xr.Dataset, wanted: Iterable[str], what: str = "targets"
     if bad.any():
         raise ModelError(
             f"the features of {int(bad.sum())} {what} are NaN, infinite or all zero, first those "
-            f"of {ids[order[bad][0]]!r}"
+            f"of {str(ids[order[bad][0]])!r}"
         )
     rows = {str(ids[place]): row for row, place in enumerate(order)}
     return Targets(values / norms, rows, target_name(given))

@@ -63,8 +63,12 @@ class Training:
         self.scale.requires_grad = settings.logit_scale != "fixed"
         self._settings, self._steps = settings, steps
         self._image, self._text = image.to(device), None if text is None else text.to(device)
-        # Rows of one text are one target, whatever the image.
-        self._text_row = None if self._text is None else _rows_alike(self._text)
+        self._judged, self._judged_row = self._image, torch.arange(len(image), device=device)
+        if self._text is not None:
+            # Images of one text are one target.
+            texts, self._text_row = torch.unique(self._text, dim=0, return_inverse=True)
+            if not settings.image and not settings.mse:
+                self._judged, self._judged_row = texts, self._text_row
         learnt = [p for p in module.parameters() if p.requires_grad and p is not self.scale]
         groups: list[dict[str, Any]] = [
             {"params": learnt},
@@ -127,7 +131,7 @@ class Training:
             total = total + settings.image * contrastive_loss(
                 seen, image, scale, self._same(target)
             )
-        if settings.text and self._text is not None and self._text_row is not None:
+        if settings.text and self._text is not None:
             total = total + settings.text * contrastive_loss(
                 seen, self._text[target], scale, self._same(self._text_row[target])
             )
@@ -142,6 +146,8 @@ class Training:
     def validate(self, stream: Stream) -> dict[str, float]:
         """Return how well the images of a stream are found among themselves.
 
+        Their texts, where nothing but these is learnt.
+
         Returns
         -------
         dict
@@ -154,11 +160,11 @@ class Training:
         for batch in stream.epoch():
             x, subject, target = (self._placed(each) for each in batch)
             embeddings.append(self.module(x, subject).float())
-            rows.append(target)
+            rows.append(self._judged_row[target])
         scale = logit_scale(self.scale, self._settings.logit_scale)
         seen = compared(torch.cat(embeddings), self._settings.logit_scale)
-        images, true = torch.unique(torch.cat(rows), return_inverse=True)
-        found = _found(seen, self._image[images], true, scale)
+        there, true = torch.unique(torch.cat(rows), return_inverse=True)
+        found = _found(seen, self._judged[there], true, scale)
         if trained is not None:
             self.module.load_state_dict(trained)
         return found
@@ -239,11 +245,6 @@ def _found(
         "val_top5": float((rank <= 5).double().mean()),
         "val_mrr": float((1 / rank).mean()),
     }
-
-
-def _rows_alike(values: torch.Tensor) -> torch.Tensor:
-    """Return for each row (row, feature) the number of its value."""
-    return torch.unique(values, dim=0, return_inverse=True)[1]
 
 
 def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> Tensors:
