@@ -130,7 +130,7 @@ def _datasets(
     if len(missing):
         raise ModelError(
             f"{len(missing)} of {int(wanted.sum())} embeddings are of images without a target, "
-            f"such as {missing[0]!r}; the targets have {index[0]!r}, ..."
+            f"such as {str(missing[0])!r}; the targets have {str(index[0])!r}, ..."
         )
     if not wanted.any():
         raise ModelError("all embeddings are of the partition 'test': none is left to train on")
@@ -189,5 +189,5 @@ def _check_finite(values: np.ndarray, what: str, names: np.ndarray) -> None:
     if len(bad):
         raise ModelError(
             f"{what} of {len(bad)} of {len(values)} rows is NaN or infinite, first that of "
-            f"{names[bad[0]]!r}"
+            f"{str(names[bad[0]])!r}"
         )

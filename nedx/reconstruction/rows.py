@@ -187,6 +187,8 @@ def _blocks(array: xr.DataArray, lead: int, axis: int, most: int) -> da.Array:
 
 def _call(task: RowTask, block: np.ndarray, names: np.ndarray, axis: int, lead: int) -> np.ndarray:
     shape = block.shape[:lead]
+    if 0 in shape:
+        return np.empty((*shape, *task.shape), task.dtype)
     along = names.reshape([-1 if i == axis else 1 for i in range(lead)])
     flat = np.broadcast_to(along, shape).reshape(-1)
     rows = np.ascontiguousarray(block).reshape(len(flat), *block.shape[lead:])

@@ -1,0 +1,218 @@
+"""reconstruct: pictures of what was seen, lazily and with labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nedx.compute.batches import checked
+from nedx.compute.devices import check_device, resolve_device
+from nedx.errors import ModelError, close_matches
+from nedx.reconstruction.generators.protocol import Generator
+from nedx.reconstruction.prior import EMBEDDING, ONE_STAGE
+from nedx.reconstruction.rows import over_rows, variable
+
+KINDS = ("true_embedding", "one_stage", "two_stage")
+"""Pictures of the embedding of the image itself, of that decoded, and of what the prior makes of
+it: the upper bound, without and with the prior."""
+PIXELS = "pixels_reconstructed"
+_HINTS = {
+    EMBEDDING: "Type: ds.ned.decode(decoder)",
+    "latent": "Type: ds.ned.decode(low_level), or nedx.encode_latents(images, encoder)",
+}
+
+
+def reconstruct(
+    ds: xr.Dataset,
+    generator: Generator,
+    *,
+    kinds: Sequence[str] | None = None,
+    targets: xr.Dataset | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> xr.Dataset:
+    """Make pictures of decoded embeddings or latents.
+
+    The seed of a picture comes from `seed` and its ``image_id``; subjects and kinds share it.
+
+    Parameters
+    ----------
+    ds : Dataset
+        What the generator reads, with ``image_id``: ``embedding ([subject,] image | trial,
+        feature)``, or ``latent ([subject,] image | trial, latent_channel, latent_y, latent_x)``.
+    generator : Generator
+        One of `nedx.reconstruction.generators`, or anything of that protocol.
+    kinds : sequence of {"true_embedding", "one_stage", "two_stage"}, optional
+        Pictures of several embeddings side by side: of the images themselves (`targets`), as
+        decoded, and as the prior made them (`apply_prior`). By default of ``embedding`` as it is.
+    targets : Dataset, optional
+        ``features (image, feature)`` for ``"true_embedding"``, joined by ``image_id``.
+    seed : int
+        Of the noise of generators that draw some.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Returns
+    -------
+    Dataset
+        What was given, with ``pixels_reconstructed ([kind,] [subject,] image | trial, y, x, rgb)``
+        uint8, lazily, and the coordinate ``kind`` where there are kinds. Selecting first saves the
+        work.
+
+    Raises
+    ------
+    ModelError
+        If what the generator reads is not there or does not fit, targets are missing, or the
+        Dataset holds images of another size.
+    """
+    check_device(device)
+    if not isinstance(generator, Generator):
+        raise ModelError(
+            f"a {type(generator).__name__} is no generator; see nedx.reconstruction.generators"
+        )
+    rows = _rows(ds, generator, kinds, targets)
+    lacking = [dim for dim in generator.row_dims if dim not in rows.dims]
+    if lacking or rows.dtype.kind != "f":
+        raise ModelError(
+            f"{generator.reads!r} is {rows.dtype} {rows.dims}, expected floats over "
+            f"{generator.row_dims}"
+        )
+    size = generator.check(tuple(rows.sizes[dim] for dim in generator.row_dims))
+    _check_size(ds, size)
+    task = PictureTask(generator, size, seed, device)
+    made = over_rows(rows, generator.row_dims, task)
+    attrs = {
+        "long_name": "reconstructed image",
+        "generator": json.dumps({"name": type(generator).__name__, **generator.describe()}),
+        "reads": generator.reads,
+        "seed": seed,
+        "torch_version": version("torch"),
+        "code_version": version("nedx"),
+    }
+    lead = [dim for dim in rows.dims if dim not in generator.row_dims]
+    out = ds.assign({PIXELS: ((*lead, "y", "x", "rgb"), made, attrs)})
+    return out.assign_coords(kind=rows["kind"]) if kinds else out
+
+
+@dataclass(frozen=True)
+class PictureTask:
+    """Makes the pictures of one block of rows.
+
+    Parameters
+    ----------
+    generator : Generator
+        Of what.
+    size : (int, int)
+        Height and width, pixels.
+    seed : int
+        Of all pictures.
+    device : str
+        As the user gave it; resolved where the task runs.
+    """
+
+    generator: Generator
+    size: tuple[int, int]
+    seed: int
+    device: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one picture."""
+        return (*self.size, 3)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of pixels."""
+        return np.dtype(np.uint8)
+
+    def __call__(self, rows: np.ndarray, names: Sequence[object]) -> np.ndarray:
+        """Return uint8 (row, y, x, rgb)."""
+        values = rows.astype(np.float32)
+        values = checked(values, values.shape, np.float32, self.generator.reads, names=names)
+        seeds = [picture_seed(self.seed, name) for name in names]
+        made = self.generator.make(values, seeds, resolve_device(self.device))
+        return checked(made, (len(rows), *self.shape), np.uint8, "a generator's pictures")
+
+
+def picture_seed(seed: int, name: object) -> int:
+    """Return the seed of one picture: of its ``image_id`` and the seed of all."""
+    digest = hashlib.sha256(f"nedx picture {seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def _rows(
+    ds: xr.Dataset,
+    generator: Generator,
+    kinds: Sequence[str] | None,
+    targets: xr.Dataset | None,
+) -> xr.DataArray:
+    if kinds is None:
+        return variable(ds, generator.reads, _HINTS.get(generator.reads, ""))
+    if generator.reads != EMBEDDING:
+        raise ModelError(f"kinds are of embeddings; {type(generator).__name__} reads latents")
+    found = [_of_kind(ds, kind, targets) for kind in kinds]
+    widths = {kind: array.sizes["feature"] for kind, array in zip(kinds, found, strict=True)}
+    if len(set(widths.values())) > 1:
+        raise ModelError(f"one generator reads one width, the embeddings have {widths}")
+    dim = xr.Variable("kind", np.array(list(kinds), dtype=object))
+    return xr.concat(xr.broadcast(*found), dim).transpose("kind", *ds[EMBEDDING].dims)
+
+
+def _of_kind(ds: xr.Dataset, kind: str, targets: xr.Dataset | None) -> xr.DataArray:
+    if kind not in KINDS:
+        raise ModelError(f"no kind is called {kind!r}: {close_matches(kind, KINDS)}")
+    now = variable(ds, EMBEDDING, _HINTS[EMBEDDING])
+    if kind == "true_embedding":
+        return _bare(_true(now, targets), now)
+    if ("prior_sha256" in now.attrs) == (kind == "two_stage"):
+        return _bare(now, now)
+    if kind == "two_stage":
+        raise ModelError("no prior was applied yet; type ds.ned.apply_prior(prior)")
+    before = variable(ds, ONE_STAGE, "")
+    if "feature" not in before.dims:
+        raise ModelError(
+            "what was decoded is of another width than what the prior makes: no generator reads "
+            "both. Leave out the kind 'one_stage'"
+        )
+    return _bare(before, now)
+
+
+def _bare(array: xr.DataArray, now: xr.DataArray) -> xr.DataArray:
+    """Drop labels but for image_id, so that kinds join by position; all have the images of one."""
+    kept = {"image_id": now["image_id"].variable} if "image_id" in now.coords else {}
+    return xr.DataArray(array.variable, coords=kept)
+
+
+def _true(now: xr.DataArray, targets: xr.Dataset | None) -> xr.DataArray:
+    if targets is None:
+        raise ModelError("the kind 'true_embedding' needs targets=, a Dataset with 'features'")
+    features = variable(targets, "features", "Type: nedx.encode_features(images, backbone)")
+    if "image_id" not in features.coords or "image_id" not in now.coords:
+        raise ModelError("embeddings and targets are joined by image_id, which one of them lacks")
+    index = pd.Index(features["image_id"].values.astype(str))
+    wanted = now["image_id"].values.astype(str)
+    if not index.is_unique:
+        raise ModelError("an image_id occurs twice among the targets")
+    positions = index.get_indexer(wanted)
+    if (positions < 0).any():
+        missing = wanted[positions < 0]
+        raise ModelError(f"{len(missing)} images have no target, such as {str(missing[0])!r}")
+    dim = now["image_id"].dims[0]
+    values = features.variable.isel(image=positions)
+    return xr.DataArray(values.data, dims=[dim if d == "image" else d for d in values.dims])
+
+
+def _check_size(ds: xr.Dataset, size: tuple[int, int]) -> None:
+    here = {dim: ds.sizes[dim] for dim in ("y", "x") if dim in ds.sizes}
+    if here and here != dict(zip("yx", size, strict=True)):
+        raise ModelError(
+            f"the generator makes pictures of {size[0]} x {size[1]} pixels, and this Dataset holds "
+            f"images of {here}. Type: ds.drop_dims(['y', 'x']).ned.reconstruct(...)"
+        )
