@@ -41,8 +41,8 @@ def noise_covariance(
     per : {"time", "trial"}
         ``"time"``: for each condition and time point the shrunk covariance over its trials,
         averaged over time, then over conditions; conditions of one trial say nothing and are left
-        out. ``"trial"``: for each trial the shrunk covariance over its times, averaged over the
-        trials of a condition, then over conditions.
+        out. ``"trial"``, which published code calls ``"epochs"``: for each trial the shrunk
+        covariance over its times, averaged over the trials of a condition, then over conditions.
 
     Returns
     -------
@@ -163,7 +163,8 @@ def whiten(
         264:119754), the mean of those of training and of test trials: test data then have shaped
         what a model is tested on.
     per : {"time", "trial"}
-        See `noise_covariance`.
+        See `noise_covariance`. Gifford et al. take ``"time"``; NICE and what followed it
+        ``"trial"`` of training trials.
     scope : {"session", "train"}
         One covariance for each session, or one for all.
 

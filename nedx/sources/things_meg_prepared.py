@@ -22,6 +22,7 @@ from nedx.preprocessing.steps import with_step
 from nedx.schema import parse, subject_label
 from nedx.selection import Subjects
 from nedx.sources.mapped_pickles import lazy_array, open_pickled
+from nedx.sources.things_images import FOLDERS, files_of
 from nedx.sources.things_meg import ATTRS, LARGEST_FIELD, sensor_labels, zero_shot_files
 from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
@@ -35,8 +36,6 @@ _NAMES = {
 }
 _KEYS = {"meg_data": "atm", "data": "neurobridge"}
 _PARAMETERS = "zscore_params.npz"
-_TREES = {"train": ("training_images", "train_images"), "test": ("test_images",)}
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _CHUNK_BYTES = 2**24
 _FEMTO = 1e15
 
@@ -149,29 +148,19 @@ def _shown(images: Files) -> Mapping[str, Sequence[str]]:
         return _shown_in_folder(Path(images))
     if isinstance(images, xr.Dataset):
         return zero_shot_files(images)
-    if missing := [name for name in _TREES if name not in images]:
+    if missing := [name for name in FOLDERS if name not in images]:
         raise SelectionError(f"images= has no {missing[0]!r}; give 'train' and 'test'")
     return dict(images)
 
 
 def _shown_in_folder(folder: Path) -> dict[str, list[str]]:
-    found = {name: _tree(folder, names) for name, names in _TREES.items()}
-    if empty := [_TREES[name][0] for name, files in found.items() if not files]:
+    found = {name: files_of(folder, places) for name, places in FOLDERS.items()}
+    if empty := [FOLDERS[name][0] for name, files in found.items() if not files]:
         raise SourceError(
             f"{folder} holds no images in {empty[0]}/<concept>; give the folder of the images, or "
             "images={'train': [...], 'test': [...]}"
         )
     return found
-
-
-def _tree(folder: Path, names: Sequence[str]) -> list[str]:
-    for name in names:
-        files = (folder / name).glob("*/*")
-        kept = [path for path in files if path.suffix.lower() in _SUFFIXES]
-        if kept:
-            ordered = sorted(kept, key=lambda path: (path.parent.name, path.name))
-            return [path.relative_to(folder).as_posix() for path in ordered]
-    return []
 
 
 def _open_subject(
