@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from nedx.metrics.scoring import score
     from nedx.reconstruction.prior import apply_prior
     from nedx.reconstruction.prior_training import DiffusionPrior
+    from nedx.reconstruction.reconstruct import reconstruct
     from nedx.schema import parse, validate
     from nedx.simulation.drawing import simulate_eeg
     from nedx.sources.importing import import_source
@@ -100,6 +101,7 @@ _MODULES = {
     "rdm": "nedx.metrics.rsa",
     "retrieval_scores": "nedx.metrics.retrieval_scores",
     "retrieve": "nedx.decoding.retrieval",
+    "reconstruct": "nedx.reconstruction.reconstruct",
     "score": "nedx.metrics.scoring",
     "search": "nedx.catalog.listing",
     "searchlight_rdm": "nedx.metrics.rsa",
@@ -156,6 +158,7 @@ __all__ = [
     "rdm",
     "retrieval_scores",
     "retrieve",
+    "reconstruct",
     "score",
     "search",
     "searchlight_rdm",

@@ -95,6 +95,12 @@ class DatasetNed(Exports):
 
         return apply_prior(self._obj, prior, **options)
 
+    def reconstruct(self, generator: Any, **options: Any) -> xr.Dataset:
+        """Make pictures of decoded embeddings or latents, lazily; see `nedx.reconstruct`."""
+        from nedx.reconstruction.reconstruct import reconstruct
+
+        return reconstruct(self._obj, generator, **options)
+
     def score(self, **options: Any) -> xr.Dataset:
         """Compare predicted with measured responses; see `nedx.score`."""
         from nedx.metrics.scoring import score

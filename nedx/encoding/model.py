@@ -374,7 +374,7 @@ def load_model(
 
     Returns
     -------
-    LinearEncoder, FwrfEncoder or NeuralDecoder
+    LinearEncoder, FwrfEncoder, NeuralDecoder or PriorModel
 
     Raises
     ------

@@ -26,7 +26,7 @@ def open_model(location: Location) -> Any:
 
     Returns
     -------
-    LinearEncoder, FwrfEncoder or NeuralDecoder
+    LinearEncoder, FwrfEncoder, NeuralDecoder or PriorModel
 
     Raises
     ------
