@@ -7,6 +7,8 @@ and other rows keep the names that they have in the file.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +42,7 @@ MISSING = "n/a"
 
 _WIDEST_LABEL = 256
 _POSITIONS = re.compile(r"(voxel|vertex)_\w+")
-_SUBJECT_PREFIX = re.compile(r"(sub-[A-Za-z0-9]+|[Ss](?:ubject)?\d+)[_-]")
+_SUBJECT_PREFIX = re.compile(r"(sub-[A-Za-z0-9]+|[Ss](?:ubject)?(\d+))(?:[_-]|$)")
 _RESERVED = ("trial", "roi", "roi_mask", "response", *BLOCKS.values())
 _PLACEHOLDER = {"fmri": "percent", "eeg": "uV", "meg": "fT", "ieeg": "uV", "ephys": "Hz"}
 
@@ -71,7 +73,7 @@ def open_bdata(
         The label that says which image was shown; by default the first of `STIMULUS_KEYS`.
     image_set : str, optional
         What stands before it in ``image_id``; by default the name of the file without the
-        subject, so that files of one session type join over subjects.
+        subject, so that files of the same images join over subjects.
     block : str, optional
         The key of the columns that hold responses; by default one of `BLOCKS`.
     modality : {"fmri", "eeg", "meg", "ieeg", "ephys"}
@@ -111,16 +113,12 @@ def open_bdata(
     columns = np.flatnonzero(file.row(key) == 1)
     dim = BLOCKS.get(key, "unit")
     labels = _labels(file, key, columns, dim)
-    descriptors = _descriptors(file, key)
-    stem = file.matrix.key.rpartition(".")[0] or file.matrix.key
-    prefix = _SUBJECT_PREFIX.match(stem)
-    images = _images(
-        file, descriptors, stimulus, image_set or stem[prefix.end() if prefix else 0 :]
-    )
+    descriptors = _descriptors(file, key, labels)
+    whose, shown = _told_by_name(file.matrix.key)
     coords = {
         **labels,
         **_own_strings(file, descriptors),
-        **images,
+        **_images(file, descriptors, stimulus, image_set or shown),
         **file.header.get("scalars", {}),
     }
     given = {
@@ -134,7 +132,7 @@ def open_bdata(
         "modality": modality,
         "source": "measured",
         "stimulus_type": "image",
-        **({"subject_ids": [subject_label(prefix[1])]} if prefix else {}),
+        **({"subject_ids": [subject_label(whose)]} if whose else {}),
         **file.header.get("dataset", {}),
         **({"subject_ids": [subject_label(subject)]} if subject is not None else {}),
         "bdata_descriptions": dict(zip(file.keys, file.descriptions, strict=True)),
@@ -143,7 +141,16 @@ def open_bdata(
     ds = xr.Dataset({"response": (("trial", dim), PlannedArray(plan), attrs)}, coords, about)
     if file.header.get("sample") == "image":
         ds = ds.drop_vars("repetition").rename_dims(trial="image")
-    return _parsed(ds, MatrixPlan(file.matrix, plan.rows, columns, dtype))
+    return _parsed(ds, replace(plan, dtype=dtype))
+
+
+def _told_by_name(key: str) -> tuple[str | None, str]:
+    """Return whose responses a file holds, and to which images: ``sub-01_NaturalImageTest.h5``."""
+    stem = Path(key).stem
+    match = _SUBJECT_PREFIX.match(stem)
+    if match is None:
+        return None, stem
+    return match[2] or match[1], stem[match.end() :] or "bdata"
 
 
 def _parsed(ds: xr.Dataset, plan: MatrixPlan) -> xr.Dataset:
@@ -179,12 +186,12 @@ def _block_key(file: Container, asked: str | None) -> str:
     )
 
 
-def _name(key: str, taken: dict[str, Any]) -> str:
+def _name(key: str, taken: Mapping[str, Any]) -> str:
     """Return what nedx calls a label; two labels never get one name."""
-    name = RENAMED.get(key, key)
-    if name in _RESERVED or name in taken:
-        name = f"{key}_number" if key in _RESERVED else key
-    return name
+    for name in (RENAMED.get(key, key), key):
+        if name not in taken and name not in _RESERVED:
+            return name
+    return f"{key}_number"
 
 
 def _labels(file: Container, block: str, columns: np.ndarray, dim: str) -> dict[str, Any]:
@@ -248,7 +255,7 @@ def _numbers(dim: Any, values: np.ndarray, key: str, name: str) -> tuple[Any, ..
     return dim, values, about
 
 
-def _descriptors(file: Container, block: str) -> dict[str, Any]:
+def _descriptors(file: Container, block: str, taken: Mapping[str, Any]) -> dict[str, Any]:
     """Read the labels of the samples; keys of very many columns are blocks of their own."""
     wanted = {key: np.flatnonzero(file.row(key) == 1) for key in _rows(file, block)[1]}
     wanted = {key: places for key, places in wanted.items() if len(places) <= _WIDEST_LABEL}
@@ -257,7 +264,7 @@ def _descriptors(file: Container, block: str) -> dict[str, Any]:
     held = file.matrix.read(samples, every) if every.size else np.empty((len(samples), 0))
     coords: dict[str, Any] = {}
     for key, places in wanted.items():
-        name = _name(key, coords)
+        name = _name(key, {**taken, **coords})
         values = held[:, np.searchsorted(every, places)]
         if len(places) > 1:
             coords[name] = _numbers(("trial", f"{name}_column"), values, key, name)

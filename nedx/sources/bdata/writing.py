@@ -132,7 +132,7 @@ def _table(ds: xr.Dataset) -> _Table:
     scalars: dict[str, Any] = {}
     for name in map(str, ds.coords):
         coord = ds[name]
-        if name in ("roi", "roi_mask") or "bdata_names_of" in coord.attrs:
+        if name in ("roi", "roi_mask") or coord.attrs.get("bdata_names_of") in ds.coords:
             continue
         if not coord.ndim and isinstance(coord.values.item(), str | int | float):
             scalars[name] = coord.values.item()

@@ -67,6 +67,24 @@ def test_any_label_can_say_which_image_was_shown(place):
         open_bdata(place, stimulus="image_indx")
 
 
+@pytest.mark.parametrize(
+    ("name", "subject", "image_set"),
+    [
+        ("sub-01_NaturalImageTest.h5", ["sub-01"], "NaturalImageTest"),
+        ("S3_test.h5", ["sub-03"], "test"),
+        ("Subject2.h5", ["sub-02"], "bdata"),
+        ("pooled_responses.h5", None, "pooled_responses"),
+    ],
+)
+def test_names_of_files_say_whose_and_which_images(tmp_path, name, subject, image_set):
+    ds = open_bdata(write_bdata(tmp_path / name))
+    assert ds.attrs.get("subject_ids") == subject
+    assert ds["image_id"].values[0] == f"{image_set}:n01441_1"
+    named = open_bdata(tmp_path / name, subject=5, image_set="mine")
+    assert named.attrs["subject_ids"] == ["sub-05"]
+    assert named["image_id"].values[0] == "mine:n01441_1"
+
+
 def test_labels_of_voxels(place):
     ds = open_bdata(place)
     assert ds["roi"].values.tolist() == list(FLAGS)
@@ -224,6 +242,22 @@ def test_columns_of_responses_and_labels_of_images_must_be_known(tmp_path):
     path = write_bdata(tmp_path / "b.h5", (matrix, named, descriptions, values, {}, flags))
     with pytest.raises(SourceError, match="give stimulus=, one of: Run, my_image_index"):
         open_bdata(path)
+
+
+def test_two_labels_never_get_one_name(tmp_path):
+    matrix, keys, descriptions, values, vmaps, flags = bdata_parts()
+    # A label of samples is called as an index of voxels is, another as a dimension.
+    named = {"image_index": "x", "Label_face": "trial", "Label_house": "run"}
+    keys = [named.get(key, key) for key in keys]
+    ds = open_bdata(
+        write_bdata(tmp_path / "a.h5", (matrix, keys, descriptions, values, vmaps, flags))
+    )
+    assert ds["x"].dims == ("voxel",)
+    np.testing.assert_array_equal(ds["x_number"].values, matrix[:, 1])
+    np.testing.assert_array_equal(ds["trial_number"].values, matrix[:, -2])
+    np.testing.assert_array_equal(ds["run"].values, matrix[:, 0])
+    np.testing.assert_array_equal(ds["run_number"].values, matrix[:, -1])
+    assert "trial" not in ds.coords
 
 
 def test_surfaces_have_hemispheres(tmp_path):

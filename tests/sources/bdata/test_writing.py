@@ -74,6 +74,13 @@ def test_a_selection_is_written_as_what_it_is(ds, tmp_path):
     xr.testing.assert_identical(bare(again.load()), bare(part.compute()))
 
 
+def test_names_without_their_numbers_are_kept(ds, tmp_path):
+    to_bdata(ds.drop_vars("stimulus_name"), tmp_path / "a.h5")
+    again = open_bdata(tmp_path / "a.h5")
+    assert "stimulus_name" not in again.coords
+    np.testing.assert_array_equal(again["stimulus_name_label"], ds["stimulus_name_label"])
+
+
 def test_responses_of_other_sources(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.standard_normal((6, 5)).astype(np.float32)
