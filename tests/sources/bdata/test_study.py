@@ -11,7 +11,9 @@ from nedx.sources.bdata.converters import open_converter
 from nedx.sources.bdata.decoders import open_decoders
 from nedx.sources.bdata.features import open_features
 from nedx.sources.bdata.reading import open_bdata
+from nedx.store.location import Location
 from tests.oracles import make_bdata as study
+from tests.servers import S3Server
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,24 @@ def test_published_decoders_and_converters_do_what_they_should(root):
     for layer, true in study.features("NaturalImageTest").items():
         assert profile(decoded(decoders[layer], own), true) > 0.9
         assert profile(decoded(decoders[layer], converted), true) > 0.9
+
+
+def test_a_study_in_a_bucket(root):
+    server = S3Server()
+    try:
+        bucket = Location.of(server.fill("study", root), storage_options=server.options)
+        ds = open_bdata(bucket.child("fmri/sub-01_NaturalImageTest.h5"))
+        _, values = study.responses("NaturalImageTest", 1)
+        np.testing.assert_array_equal(ds["response"][3:5].values, values[3:5].astype(np.float32))
+        true = open_features(bucket.child("features/NaturalImageTest"), image_set="s")
+        expected = study.features("NaturalImageTest")["conv2"]
+        np.testing.assert_array_equal(true["feature_conv2"][2:4].values, expected[2:4])
+        far = open_decoders(bucket.child("decoders"), layers=["conv1", "fc6"])
+        near = open_decoders(root / "decoders")
+        for layer in far.children:
+            np.testing.assert_array_equal(far[layer]["weight"].values, near[layer]["weight"].values)
+    finally:
+        server.close()
 
 
 def test_the_study_is_fitted_as_published(root):
