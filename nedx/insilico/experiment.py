@@ -51,9 +51,9 @@ def channel_experiment(
     """Perturb some channels, score what can still be decoded, and compare; computes now.
 
     The published experiment on visual cortex (NECOMIMI: Chen 2024, arXiv:2410.00712) is
-    ``retrain="prior"`` with an ``outcome`` that generates images. It had neither controls nor
-    repeats. Here as many other channels are perturbed in the same way, several times, and noise
-    is drawn anew with each seed.
+    ``retrain="prior"``, trained on the first subject alone and applied to all, with an ``outcome``
+    that generates images. It had neither controls nor repeats. Here as many other channels are
+    perturbed in the same way, several times, and noise is drawn anew with each seed.
 
     Parameters
     ----------

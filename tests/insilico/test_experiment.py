@@ -29,7 +29,7 @@ def data(linear) -> tuple[xr.Dataset, xr.Dataset]:
 
 @pytest.fixture(scope="module")
 def found(linear, data) -> xr.Dataset:
-    options = {"channels": CARRIERS, "controls": 19, "seeds": range(2), "n_resamples": 400}
+    options = {"channels": CARRIERS, "controls": 9, "seeds": range(2), "n_resamples": 400}
     return channel_experiment(None, data[0], linear.decode, data[1], **options)
 
 
@@ -48,7 +48,7 @@ def test_the_channels_of_the_signal_are_told_from_others(found):
         assert (against.top1_interval.sel(bound="upper") < -0.2).all()
         assert (against.top1_interval[:, 0] <= against.top1_difference).all()
     assert (found.top1_p.sel(contrast="clean") < 0.01).all()
-    np.testing.assert_allclose(found.top1_p.sel(contrast="controls"), 1 / 20)
+    np.testing.assert_allclose(found.top1_p.sel(contrast="controls"), 1 / 10)
 
 
 def test_what_the_result_says_of_itself(found):
