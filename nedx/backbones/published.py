@@ -16,6 +16,7 @@ _KINDS = {
     "clip": (("image_embeds",), "clip"),
     "clip_vision_model": (("image_embeds",), "clip"),
     "dinov2": (("pooler",), "dinov2"),
+    "dinov2_with_registers": (("pooler",), "dinov2"),
 }
 """Layers and policy of each kind of model; a policy is followed by the side it crops to."""
 
