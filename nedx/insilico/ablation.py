@@ -206,7 +206,14 @@ n_resamples
             "retrain='decoder' with an estimator, or how='perturb'"
         )
     seeds = checked_seeds(seeds) if how == "perturb" else [0]
-    chain = Chain(decoder, outcome_of(outcome, gallery), retrain, responses_train, targets, prior)
+    chain = Chain(
+        decoder,
+        outcome_of(outcome, gallery, responses_test),
+        retrain,
+        responses_train,
+        targets,
+        prior,
+    )
     changes: dict[str, Change | None] = {"clean": None}
     for piece in pieces:
         change: Change = partial(ablate, piece=piece, how=how, **perturbation)

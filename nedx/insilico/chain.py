@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -137,13 +138,13 @@ def _with_prior(ds: xr.Dataset, prior: Any) -> xr.Dataset:
     return apply_prior(ds, prior)
 
 
-def outcome_of(outcome: str | Outcome, gallery: xr.Dataset | None) -> Outcome:
+def outcome_of(outcome: str | Outcome, gallery: xr.Dataset | None, test: xr.Dataset) -> Outcome:
     """Return the function that scores decoded images; ``"retrieval"`` finds them in a gallery.
 
     Raises
     ------
-    SelectionError
-        If there is no gallery to retrieve from, or no such outcome.
+    SelectionError, SchemaError
+        If there is no such outcome, or no gallery in which ``test`` can be found.
     """
     if callable(outcome):
         return outcome
@@ -153,14 +154,19 @@ def outcome_of(outcome: str | Outcome, gallery: xr.Dataset | None) -> Outcome:
         )
     if gallery is None:
         raise SelectionError("outcome='retrieval' needs a gallery: features with an 'image_id'")
-    images = gallery
-
-    def retrieved(decoded: xr.Dataset) -> xr.Dataset:
-        from nedx.decoding.retrieval import retrieve
-
-        return retrieve(decoded, images, k=1)[["rank", "similarity_true"]]
-
+    retrieved = partial(_retrieved, gallery=gallery)
+    # The labels of the gallery are checked before anything is trained or decoded.
+    width, sample = gallery.sizes.get("feature", 1), sample_dim(test)
+    nothing = da.zeros((test.sizes[sample], width), np.float32)
+    bare = test.drop_dims("feature", errors="ignore")
+    retrieved(bare.assign(embedding=((sample, "feature"), nothing)))
     return retrieved
+
+
+def _retrieved(decoded: xr.Dataset, gallery: xr.Dataset) -> xr.Dataset:
+    from nedx.decoding.retrieval import retrieve
+
+    return retrieve(decoded, gallery, k=1)[["rank", "similarity_true"]]
 
 
 def _only_scores(scored: xr.Dataset, test: xr.Dataset) -> xr.Dataset:

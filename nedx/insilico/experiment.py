@@ -120,7 +120,14 @@ def channel_experiment(
     asked, others = _split(responses_test, channels)
     sets = {TARGET: asked, **control_sets(others, len(asked), controls, control_seed)}
     seeds = checked_seeds(seeds)
-    chain = Chain(decoder, outcome_of(outcome, gallery), retrain, responses_train, targets, prior)
+    chain = Chain(
+        decoder,
+        outcome_of(outcome, gallery, responses_test),
+        retrain,
+        responses_train,
+        targets,
+        prior,
+    )
     # A fault in what is asked for is told before the first decoding.
     hurt = perturb(responses_test, channels=asked, seed=seeds[0], **perturbation)
     changes: dict[str, Change | None] = {"clean": None}

@@ -94,7 +94,7 @@ def importance_map(
     changes = _changes(ds, channels, windows, perturbation)
     # A fault in what is asked for is told before the first decoding.
     hurt = next(iter(changes.values()))(ds, seed=seeds[0])
-    chain = Chain(decoder, outcome_of(outcome, gallery))
+    chain = Chain(decoder, outcome_of(outcome, gallery, ds))
     clean = measured(scores_of(chain, ds, {"clean": None}, seeds[:1])).isel(condition=0, seed=0)
     if measure not in clean:
         known = close_matches(measure, clean.data_vars)

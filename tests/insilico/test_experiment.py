@@ -231,6 +231,22 @@ def test_bad_requests_are_told_before_anything_is_decoded(data, options, error, 
         channel_experiment(responses_test=data[0], decoder=refuse, **given)
 
 
+def test_a_gallery_without_the_images_is_told_before_anything_is_trained(data):
+    class Refuse:
+        fit = refuse
+
+    options = {"responses_train": data[0], "targets": data[1], "channels": CARRIERS}
+    for gallery, says in ((data[1].isel(image=slice(70)), "t:0070"), (xr.Dataset(), "features")):
+        with pytest.raises((SchemaError, SelectionError), match=says):
+            channel_experiment(
+                responses_test=data[0],
+                decoder=Refuse(),
+                gallery=gallery,
+                retrain="decoder",
+                **options,
+            )
+
+
 def test_bad_responses_and_scores(linear, data):
     test, gallery = data
     repeated = test.expand_dims(repetition=2)
