@@ -11,7 +11,7 @@ import xarray as xr
 from nedx.compute.devices import check_device
 from nedx.decoding.searching import BLOCK_BYTES, Search, in_rows
 from nedx.errors import ModelError, SchemaError, SelectionError
-from nedx.metrics.retrieval import SIMILARITIES, Similarity
+from nedx.metrics.similarity import SIMILARITIES, Similarity
 from nedx.schema import sample_dim
 
 MOST_ASSIGNED = 50_000_000

@@ -17,7 +17,8 @@ from dask.highlevelgraph import HighLevelGraph
 from nedx.compute.planned import PlannedArray
 from nedx.errors import ModelError
 from nedx.metrics import retrieval as kernels
-from nedx.metrics.retrieval import Matches, Similarity, Truth
+from nedx.metrics.retrieval import Matches
+from nedx.metrics.similarity import Similarity, Truth, pair_scores
 
 BLOCK_BYTES = 2**26
 """What is read of a gallery at a time, where its own chunks are no larger."""
@@ -242,7 +243,7 @@ def _truth(
     """Return the score and the row of each true match."""
     scores = np.full(len(queries), np.nan)
     there = np.flatnonzero(rows >= 0)
-    scores[there] = kernels.pair_scores(queries, true, there, which, similarity)
+    scores[there] = pair_scores(queries, true, there, which, similarity)
     return scores, rows
 
 

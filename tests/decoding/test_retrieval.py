@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 import nedx
 from nedx.errors import ModelError, SchemaError, SelectionError
-from nedx.metrics.retrieval import SIMILARITIES
+from nedx.metrics.similarity import SIMILARITIES
 from tests.laziness import computes_at_most
 from tests.memory import needs_proc
 

@@ -12,8 +12,9 @@ from sklearn.metrics import label_ranking_average_precision_score
 
 import nedx
 from nedx.errors import SchemaError
-from nedx.metrics.retrieval import Matches, assign_one_to_one, merged, pair_scores, search
+from nedx.metrics.retrieval import assign_one_to_one, merged, search
 from nedx.metrics.retrieval_scores import expected_top
+from nedx.metrics.similarity import SIMILARITIES, pair_scores
 
 CANDIDATES = 200
 
@@ -144,7 +145,28 @@ def test_parts_of_a_gallery_merge_into_what_the_whole_gives():
     together = merged([merged(parts[:2]), merged(parts[2:])])
     for name in ("scores", "positions", "above", "tied"):
         np.testing.assert_array_equal(getattr(together, name), getattr(whole, name))
-    assert isinstance(whole, Matches)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_rough_products_change_nothing(similarity, offset):
+    rng = np.random.default_rng(4)
+    rows = (offset + rng.standard_normal((6000, 64))).astype(np.float16)
+    rows[3000:3200] = rows[:200]
+    true = np.arange(0, 6000, 150)
+    noise = rng.standard_normal((40, 64)) * rng.uniform(0.1, 9, (40, 1))
+    queries = (rows[true] + noise).astype(np.float32)
+    truth = pair_scores(queries, rows, np.arange(40), true, similarity), true
+    options = {"start": 0, "k": 6, "similarity": similarity}
+    rough, fine = (search(queries, truth, [rows], rough=r, **options) for r in (True, False))
+    query, row = (index.ravel() for index in np.indices((40, 6000)))
+    scores = pair_scores(queries, rows, query, row, similarity).reshape(40, 6000)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :6]
+    level = truth[0][:, np.newaxis]
+    for found in (rough, fine):
+        np.testing.assert_array_equal(found.positions, order)
+        np.testing.assert_array_equal(found.above, (scores > level).sum(axis=1))
+        np.testing.assert_array_equal(found.tied, (scores == level).sum(axis=1) - 1)
 
 
 def test_assignment_is_best_among_all():
