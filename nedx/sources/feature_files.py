@@ -49,8 +49,8 @@ def open_feature_file(
         A file of this machine. ``ViT-H-14_features_train.pt`` and its like: a dictionary with
         ``img_features`` and ``text_features``, each a tensor, or vectors by path and by name
         (UBP), or such by ``low``, ``medium``, ``high`` and ``avg``; or one tensor.
-        ``image_train.npy`` of NeuroBridge: an array (concept, image, feature), or more of them (variant, concept, image,
-        feature).
+        ``image_train.npy`` of NeuroBridge: an array (concept, image, feature), or more of them
+        (variant, concept, image, feature).
     images : path or Dataset, optional
         Which images the rows are of, in their order: ``image_metadata.npy`` or a folder with it,
         or a Dataset with ``image_id (image)``. Not needed where the file names them.
