@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
 # Epochs count from 0; what comes before them has random numbers of its own.
 _BEFORE = 2**31
 _CHOSEN_BY = "val_mrr"
+_ALONE = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,12 @@ def train_network(job: Job) -> Trained:
         If responses are NaN or constant, the loss is not finite, or the checkpoint is another
         training's.
     """
+    # Torch's random numbers belong to the process: trainings in threads would share them.
+    with _ALONE:
+        return _train(job)
+
+
+def _train(job: Job) -> Trained:
     settings = job.settings
     stream, *others = _streams(job)
     held = others[0] if others else None

@@ -125,7 +125,7 @@ def read_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, Tensors, 
         raise CorruptStoreError(f"{path} is no checkpoint ({error}): delete {folder}") from error
     if progress.fingerprint != fingerprint:
         raise ModelError(
-            f"{folder} holds the checkpoint of another training: images, voxels or parameters "
+            f"{folder} holds the checkpoint of another training: images, responses or parameters "
             "differ. Give checkpoint= another folder, or delete this one to begin anew"
         )
     tensors = {
