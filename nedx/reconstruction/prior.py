@@ -13,7 +13,7 @@ import xarray as xr
 
 from nedx.compute import cache
 from nedx.compute.batches import checked
-from nedx.compute.devices import check_device, resolve_device
+from nedx.compute.devices import check_device, forward_slot, resolve_device
 from nedx.compute.references import ModelRef
 from nedx.errors import ModelError
 from nedx.reconstruction.prior_store import PriorModel, PriorPart, PriorRecipe
@@ -144,18 +144,21 @@ class PriorTask:
 
         device = resolve_device(self.device)
         values = rows.astype(np.float32)
-        made = sample(
-            cache.get(self.model, device, PriorPart()),
-            PriorRecipe.model_validate_json(self.model.recipe),
-            checked(values, values.shape, np.float32, EMBEDDING, names=names),
-            names,
-            guidance=self.guidance,
-            steps=self.steps,
-            sampler=self.sampler,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            device=device,
-        )
+        values = checked(values, values.shape, np.float32, EMBEDDING, names=names)
+        network = cache.get(self.model, device, PriorPart())
+        with forward_slot(device):
+            made = sample(
+                network,
+                PriorRecipe.model_validate_json(self.model.recipe),
+                values,
+                names,
+                guidance=self.guidance,
+                steps=self.steps,
+                sampler=self.sampler,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                device=device,
+            )
         return checked(made, made.shape, np.float32, "the prior's embedding", names=names)
 
 

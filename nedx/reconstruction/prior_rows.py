@@ -39,6 +39,14 @@ class Pairs:
     image_id: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
 
+    @property
+    def known(self) -> xr.Dataset:
+        """What each image was to the training, ``known_partition (known_image)``."""
+        kinds = np.where(self.held_out, "val", "train").astype(object)
+        return xr.Dataset(
+            {"known_partition": ("known_image", kinds)}, coords={"known_image": self.image_id}
+        )
+
     def rows(self, *, held_out: bool) -> np.ndarray:
         """Return the positions of rows to train on, or of those held out."""
         return np.flatnonzero(self.held_out[self.image] == held_out)

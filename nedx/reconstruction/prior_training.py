@@ -168,16 +168,7 @@ class DiffusionPrior(BaseEstimator):
         recipe = self._recipe(pairs, embeddings, targets)
         progress, best = self._train(pairs, recipe)
         self.history_, self.best_epoch_ = progress.history, progress.best_epoch
-        known = xr.Dataset(
-            {
-                "known_partition": (
-                    "known_image",
-                    np.where(pairs.held_out, "val", "train").astype(object),
-                )
-            },
-            coords={"known_image": pairs.image_id},
-        )
-        self.model_ = PriorModel.kept(recipe, arrays_of(best), known)
+        self.model_ = PriorModel.kept(recipe, arrays_of(best), pairs.known)
         return self
 
     def predict(self, embeddings: xr.Dataset, **options: Any) -> xr.Dataset:

@@ -25,7 +25,7 @@ it: the upper bound, without and with the prior."""
 PIXELS = "pixels_reconstructed"
 _HINTS = {
     EMBEDDING: "Type: ds.ned.decode(decoder)",
-    "latent": "Type: ds.ned.decode(low_level), or nedx.encode_latents(images, encoder)",
+    "latent": "Type: low_level.predict(responses), or nedx.encode_latents(images, encoder)",
 }
 
 

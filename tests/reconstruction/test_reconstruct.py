@@ -160,7 +160,9 @@ def test_three_kinds_of_picture_side_by_side():
         "two_stage": applied["embedding"].values,
     }
     for kind, values in alone.items():
-        expected = nedx.reconstruct(decoded(values), Painter(limit=9))["pixels_reconstructed"].values
+        expected = nedx.reconstruct(decoded(values), Painter(limit=9))[
+            "pixels_reconstructed"
+        ].values
         np.testing.assert_array_equal(found.sel(kind=kind).values, expected)
     assert not np.array_equal(found[0], found[1])
     assert not np.array_equal(found[1], found[2])

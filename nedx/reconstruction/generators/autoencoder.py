@@ -14,6 +14,7 @@ from nedx.backbones.recipe import Weights
 from nedx.backbones.weights import fetch, read_state
 from nedx.compute import cache
 from nedx.compute.batches import batches
+from nedx.compute.devices import forward_slot
 from nedx.compute.references import ModelRef
 from nedx.encoding.loading import LOADER
 from nedx.errors import ModelError, require
@@ -185,7 +186,7 @@ class LatentDecoder:
 
         loaded = self._autoencoder().load(device)
         made = []
-        with torch.inference_mode():
+        with forward_slot(device), torch.inference_mode():
             for part in batches(len(rows), self.batch_size):
                 pixels = loaded.decode(torch.from_numpy(rows[part]).to(device))
                 made.append(as_uint8(pixels))

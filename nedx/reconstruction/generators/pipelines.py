@@ -13,6 +13,7 @@ import numpy as np
 
 from nedx.compute import cache
 from nedx.compute.batches import batches
+from nedx.compute.devices import forward_slot
 from nedx.compute.references import ModelRef
 from nedx.encoding.loading import LOADER
 from nedx.errors import ModelError, require
@@ -135,7 +136,8 @@ class PipelineGenerator:
         for some, generators in _by_batch(
             _with_norm(rows, self.embedding_norm), seeds, self.batch_size
         ):
-            found = self.run(loaded.pipeline, some, generators, device).images
+            with forward_slot(device):
+                found = self.run(loaded.pipeline, some, generators, device).images
             made.append((np.clip(found, 0, 1) * 255).round().astype(np.uint8))
         return np.concatenate(made)
 
