@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from nedx.metrics.retrieval_scores import retrieval_scores
     from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
+    from nedx.reconstruction.latents import encode_latents
+    from nedx.reconstruction.low_level import LowLevelDecoder
     from nedx.reconstruction.prior import apply_prior
     from nedx.reconstruction.prior_training import DiffusionPrior
     from nedx.reconstruction.reconstruct import reconstruct
@@ -65,6 +67,7 @@ _MODULES = {
     "FwrfTrainer": "nedx.encoding.fwrf_training",
     "L2LiREncoder": "nedx.encoding.estimators.l2lir",
     "LinearEncoder": "nedx.encoding.model",
+    "LowLevelDecoder": "nedx.reconstruction.low_level",
     "OLSEncoder": "nedx.encoding.estimators.ols",
     "RidgeEncoder": "nedx.encoding.estimators.ridge",
     "channel_experiment": "nedx.insilico",
@@ -79,6 +82,7 @@ _MODULES = {
     "describe": "nedx.catalog.listing",
     "encode": "nedx.encoding.encode",
     "encode_features": "nedx.encoding.features",
+    "encode_latents": "nedx.reconstruction.latents",
     "encode_text": "nedx.encoding.text_features",
     "fit": "nedx.fitting",
     "image_metrics": "nedx.metrics.images",
@@ -121,6 +125,7 @@ __all__ = [
     "FwrfTrainer",
     "L2LiREncoder",
     "LinearEncoder",
+    "LowLevelDecoder",
     "OLSEncoder",
     "RidgeEncoder",
     "__version__",
@@ -136,6 +141,7 @@ __all__ = [
     "describe",
     "encode",
     "encode_features",
+    "encode_latents",
     "encode_text",
     "fit",
     "image_metrics",

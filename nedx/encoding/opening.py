@@ -43,6 +43,10 @@ def open_model(location: Location) -> Any:
         from nedx.reconstruction.prior_store import PriorModel
 
         return PriorModel.opened(location, dict(root.attrs))
+    if root.attrs.get("model_type") == "low_level_decoder":
+        from nedx.reconstruction.low_level import LowLevelModel
+
+        return LowLevelModel.opened(location, dict(root.attrs))
     if root.attrs.get("model_type") == "neural_decoder":
         from nedx.decoding.storing import open_decoder
 
