@@ -23,7 +23,7 @@ from rich.text import Text
 
 import nedx
 from nedx.errors import NedxError, NedxWarning
-from nedx.fitting_cli import add_fit
+from nedx.fitting_cli import add_decode, add_fit
 from nedx.importing_cli import add_import
 
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
@@ -324,6 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     _quiet(verb)
 
     add_fit(verbs, err.print)
+    add_decode(verbs, err.print)
 
     _add_synth(verbs)
 

@@ -299,7 +299,7 @@ def _channels(coords: xr.Dataset, channel: Names) -> np.ndarray:
     dim = _neuroid(coords, "channel")
     if dim in _PLURALS:
         raise SelectionError(
-            f"channel= selects recording channels, and these are {_PLURALS[dim]}; type "
+            f"channel={channel!r} asks for recording channels, and these are {_PLURALS[dim]}; type "
             f"roi='V1', or ds.isel({dim}=...)"
         )
     if dim not in coords.coords:

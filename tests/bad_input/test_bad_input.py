@@ -447,7 +447,7 @@ SELECTIONS = {
     "one of two subjects": ({"subject": [1, 9]}, "sub-09", "did you mean"),
     "ROI": ({"roi": "V1v"}, "V1v", "did you mean 'V1'"),
     "one of two ROIs": ({"roi": ["V1", "FFA-1"]}, "FFA-1", "V1"),
-    "channel": ({"channel": "Oz"}, "Oz", "there are"),
+    "channel": ({"channel": "Oz"}, "Oz", "these are vertices"),
     "time": ({"time": (0.1, 0.2)}, "time", "none here"),
     "nothing": ({"subject": []}, "empty", "leave it out"),
 }
