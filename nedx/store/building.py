@@ -81,7 +81,10 @@ def prepared_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
         )
     if false := [fault for node in groups.values() for fault in find_false(node)]:
         raise SchemaError("what shall be written", false)
-    made = {g: prepare(node, f"group {g!r}" if g else "the Dataset") for g, node in groups.items()}
+    made = {
+        group: prepare(_labelled(node), f"group {group!r}" if group else "the Dataset")
+        for group, node in groups.items()
+    }
     root = made[""]
     root.attrs.update(
         date_created=datetime.now(UTC).isoformat(timespec="seconds"), nedx_status="partial"
@@ -90,6 +93,15 @@ def prepared_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
     if any(group.startswith("sub-") for group in made) and not root.data_vars:
         root.attrs.setdefault("nedx_kind", "ragged")
     return made
+
+
+def _labelled(ds: xr.Dataset) -> xr.Dataset:
+    """Compute lazy coordinates: they are written with the template, not block by block."""
+    lazy = [name for name, coord in ds.coords.items() if coord.chunks is not None]
+    if not lazy:
+        return ds
+    (known,) = dask.base.compute({name: ds.coords[name].variable for name in lazy})
+    return ds.assign_coords(known)
 
 
 def plan_groups(groups: Mapping[str, xr.Dataset], block: int | None = None) -> dict[str, Layout]:

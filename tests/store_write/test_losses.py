@@ -110,6 +110,14 @@ def test_coordinates_of_fill_values_are_written(responses, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The data type", "ignore:Consolidated metadata")
+def test_lazy_coordinates_are_written(responses, tmp_path):
+    # They lie along the images, but belong to the template: no block would write them.
+    count = responses.sizes["image"]
+    lazy = da.arange(count, chunks=7).astype(np.float64)
+    to_zarr(responses.assign_coords(onset=("image", lazy, {"units": "s"})), tmp_path / "a.zarr")
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr")["onset"], np.arange(count))
+
+
 def test_finishing_keeps_all_attributes(responses, tmp_path):
     # Dataset.to_zarr(mode="a") of something without attributes wipes those of the store.
     _plain_xarray(responses, tmp_path / "plain")
