@@ -40,8 +40,6 @@ Form = Literal["label", "trial"]
 
 _SAMPLES = 512
 """Samples and candidates of a block of pairs: six numbers of each pair are 12 MB."""
-_ROUNDING = 1e-12
-"""What two similarities of float64 differ by is nothing, relative to the squares they are of."""
 
 
 def pairwise_identification(
@@ -265,9 +263,10 @@ def own_similarities(
         meta=np.empty((0,) * (x.ndim + 1)),
     )
     similarity = finish_merged(parts, merge_some, _FINISH[metric])
+    rounding = _rounding(x.shape[-1])
     if metric == "correlation":
-        return similarity, da.full_like(similarity, _ROUNDING)
-    return similarity, finish_merged(parts, merge_some, _doubt)
+        return similarity, da.full_like(similarity, rounding)
+    return similarity, finish_merged(parts, merge_some, partial(_doubt, rounding=rounding))
 
 
 def _by_layer(
@@ -424,9 +423,9 @@ def _negative_square(moments: np.ndarray) -> np.ndarray:
     return np.where(count > 0, -np.maximum(square, 0), np.nan)
 
 
-def _doubt(moments: np.ndarray) -> np.ndarray:
+def _doubt(moments: np.ndarray, rounding: float) -> np.ndarray:
     count, mean_x, mean_y, sxx, syy, _ = moments
-    doubt: np.ndarray = _ROUNDING * (sxx + syy + count * (mean_x - mean_y) ** 2)
+    doubt: np.ndarray = rounding * (sxx + syy + count * (mean_x - mean_y) ** 2)
     return doubt
 
 
@@ -449,6 +448,14 @@ def _n_way(counts: np.ndarray, own: np.ndarray, *, ways: Sequence[int], top: int
             if way <= count:
                 row[chosen] = expected_top(count - less[chosen], int(count), way, top)
     return found
+
+
+def _rounding(units: int) -> float:
+    """Return what similarities of float64 may differ by, relative to the squares they are of.
+
+    It grows with the number of products that are added up.
+    """
+    return max(1e-12, 4 * float(np.finfo(np.float64).eps) * units)
 
 
 _FINISH = {"correlation": from_moments, "euclidean": _negative_square}

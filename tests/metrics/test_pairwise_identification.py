@@ -5,6 +5,7 @@ import itertools
 import dask
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
@@ -194,3 +195,14 @@ def test_what_does_not_fit_is_named():
         image_identification(true, decoded, ways=(2, 50))
     with pytest.raises(ValueError, match="ways are at least 2"):
         image_identification(true, decoded, ways=(1,))
+
+
+@pytest.mark.parametrize("metric", ["correlation", "euclidean"])
+def test_identical_wide_sets_are_never_identified_more_than_always(metric):
+    # Of so many products two ways to add them up differ by more than of a few.
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        values = rng.standard_normal((5, 190_000)).astype(np.float32)
+        labels = {"image_id": ("image", [f"set:{i}" for i in range(5)])}
+        wide = xr.DataArray(values, dims=("image", "unit"), coords=labels)
+        np.testing.assert_array_equal(pairwise_identification(wide, wide, metric=metric), 1.0)

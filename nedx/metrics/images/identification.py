@@ -16,8 +16,6 @@ from nedx.metrics.images.pairing import Pairs, feature_pairs
 # Features of a block: so few that sums of them keep their digits, and fewer of many images.
 _FEATURES = 8192
 _BLOCK_BYTES = 2**25
-# Similarities are said to be this certain, whatever the number of features.
-_CERTAIN = 1e-12
 
 
 def two_way_identification(
@@ -85,10 +83,7 @@ def _shares(found: Pairs, metric: Metric) -> da.Array:
     )
     alike = similarities(reconstructed, gallery, metric)
     own, rounding = own_similarities(reconstructed, gallery, found.own, metric)
-    # Rounding grows with the number of products that are added up.
-    growth = 4 * np.finfo(np.float64).eps * reconstructed.shape[-1] / _CERTAIN
-    level = own - max(1.0, growth) * rounding
-    less: da.Array = (alike < level[..., np.newaxis]).sum(axis=-1)
+    less: da.Array = (alike < (own - rounding)[..., np.newaxis]).sum(axis=-1)
     return less / (gallery.shape[-2] - 1)
 
 
