@@ -36,6 +36,7 @@ MODULES = (
     "pca",
     "banded",
     "rsa",
+    "retrieval",
     "image_metrics",
 )
 

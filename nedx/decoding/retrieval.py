@@ -129,7 +129,8 @@ def retrieve(
     }
     if true_match == "ignore":
         labels["in_gallery"] = (sample, rows >= 0, {"long_name": "has a true match"})
-    return ds.assign(added).assign_coords(labels)
+    before = ds.drop_vars([*_SAID, "candidate", "in_gallery"], errors="ignore")
+    return before.assign(added).assign_coords(labels)
 
 
 def class_centres(features: xr.Dataset, by: str = "category") -> xr.Dataset:

@@ -20,7 +20,7 @@ from nedx.metrics import retrieval as kernels
 from nedx.metrics.retrieval import Matches
 from nedx.metrics.similarity import Similarity, Truth, pair_scores
 
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**27
 """What is read of a gallery at a time, where its own chunks are no larger."""
 
 _MERGED_AT_ONCE = 16

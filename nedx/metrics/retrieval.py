@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _ROWS, _QUERIES = 2048, 2048
 """A tile: so many rows of the gallery by so many queries at a time."""
+_FEW = 4
+"""Pairs of a query in a tile that are sooner compared in float64 than by another product."""
 _MOST_WAITING = 2**21
 """So many pairs wait for being compared exactly."""
 
@@ -219,7 +221,7 @@ class _Search:
         most = rough.amax(dim=1, keepdim=True)
         self._doubt = np.maximum(self._doubt, doubt)
         self._collect(tile, rough, most)
-        self._count(tile, most, doubt)
+        self._count(tile, rough, most, doubt)
 
     def _collect(self, tile: Tile, rough: torch.Tensor, most: torch.Tensor) -> None:
         """Note the rows that may be among the best."""
@@ -228,13 +230,14 @@ class _Search:
         some = torch.nonzero(most >= self._least())[:, 0]
         if not len(some):
             return
-        rough = rough[some]
-        k = self._reached.shape[1]
-        best = rough.topk(min(k, rough.shape[1]), dim=1).values
-        self._reached[some] = torch.cat([self._reached[some], best], dim=1).topk(k, dim=1).values
-        chosen = rough >= self._least()[some]
-        query, row = torch.nonzero(chosen, as_tuple=True)
-        pairs = _Pairs(tile.rows, tile.start, some[query], row, rough[chosen])
+        rough, reached = rough[some], self._reached[some]
+        k = reached.shape[1]
+        # Later, the best of a tile raises the bar nearly as much as its k best, and costs less.
+        first = bool(torch.isneginf(reached[:, -1]).any())
+        best = rough.topk(min(k, rough.shape[1]), dim=1).values if first else most[some]
+        self._reached[some] = torch.cat([reached, best], dim=1).topk(k, dim=1).values
+        query, row = torch.nonzero(rough >= self._least()[some], as_tuple=True)
+        pairs = _Pairs(tile.rows, tile.start, some[query], row, rough[query, row])
         self._waiting.append(pairs)
         if sum(len(pairs.row) for pairs in self._waiting) > _MOST_WAITING:
             self.settle()
@@ -266,7 +269,9 @@ class _Search:
         self._found.scores[:] = score[kept].reshape(self._found.scores.shape)
         self._found.positions[:] = position[kept].reshape(self._found.scores.shape)
 
-    def _count(self, tile: Tile, most: torch.Tensor, doubt: np.ndarray) -> None:
+    def _count(
+        self, tile: Tile, rough: torch.Tensor, most: torch.Tensor, doubt: np.ndarray
+    ) -> None:
         """Add the rows that score as much as the true match, or more."""
         import torch
 
@@ -276,18 +281,31 @@ class _Search:
         if not len(some):
             return
         which = some.cpu().numpy()
-        scores, doubt = tile.scores(self._asked, some)
         own = true_rows[which] - tile.start
-        here = np.flatnonzero((own >= 0) & (own < len(tile.rows)))
-        scores[here, own[here]] = -torch.inf
-        surely = scores > _column(level[which] + doubt, scores)
+        surely, near = _apart(rough[some], level[which], doubt[which], own)
+        if int(near.sum()) > _FEW * len(which):
+            scores, doubt = tile.scores(self._asked, some)
+            surely, near = _apart(scores, level[which], doubt, own)
         self._found.above[which] += surely.sum(dim=1).cpu().numpy()
-        near = (scores >= _column(level[which] - doubt, scores)) & ~surely
         query, row = (indices.cpu().numpy() for indices in torch.nonzero(near, as_tuple=True))
         query = which[query]
         exact = pair_scores(self._asked.values, tile.rows, query, row, self._similarity)
         np.add.at(self._found.above, query[exact > true_scores[query]], 1)
         np.add.at(self._found.tied, query[exact == true_scores[query]], 1)
+
+
+def _apart(
+    scores: torch.Tensor, level: np.ndarray, doubt: np.ndarray, own: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Say which rows score surely more than a level, and of which it is in doubt.
+
+    Both (query, row) of bool; ``own`` is the row of the true match, which is neither.
+    """
+    surely = scores > _column(level + doubt, scores)
+    near = (scores >= _column(level - doubt, scores)) & ~surely
+    here = np.flatnonzero((own >= 0) & (own < scores.shape[1]))
+    surely[here, own[here]] = near[here, own[here]] = False
+    return surely, near
 
 
 def _tiles(

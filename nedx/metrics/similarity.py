@@ -197,8 +197,7 @@ class Tile:
         """
         directions = asked.directions if some is None else asked.directions[some]
         lengths = asked.lengths if some is None else asked.lengths[some.cpu().numpy()]
-        unit = _DEVIATIONS * np.sqrt(self._values.shape[1]) * 2.0**-24
-        return self._scaled(directions @ self._values.T), self._doubt(unit, lengths)
+        return self._scaled(directions @ self._values.T), self._doubt(self._unit(), lengths)
 
     def rough_scores(self, asked: Queries) -> tuple[torch.Tensor, np.ndarray]:
         """Compare queries in bfloat16 where they are prepared for it; see `scores`."""
@@ -206,6 +205,15 @@ class Tile:
             return self.scores(asked)
         product = (asked.rounded @ self._values.bfloat16().T).float()
         return self._scaled(product), self._doubt(_BFLOAT16, asked.lengths)
+
+    def _unit(self) -> float:
+        """Return how far a product of unit vectors may be off."""
+        import torch
+
+        # Programs may allow torch to round the factors of float32 products.
+        if torch.get_float32_matmul_precision() != "highest":
+            return _BFLOAT16
+        return (_DEVIATIONS * float(np.sqrt(self._values.shape[1])) + 8) * 2.0**-24
 
     def _scaled(self, product: torch.Tensor) -> torch.Tensor:
         if self._inverse is not None:

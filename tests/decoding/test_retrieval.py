@@ -172,6 +172,15 @@ def test_a_store_is_searched_and_what_is_found_is_stored(tmp_path):
     xr.testing.assert_allclose(scored, direct, rtol=1e-3)
 
 
+def test_another_search_takes_the_place_of_the_last():
+    of = gallery(300, twins=1)
+    ds = embeddings(of)
+    options = {"similarity": "dot", "device": "cpu"}
+    first = ds.ned.retrieve(of, 7, true_match="ignore", assignment="one_to_one", device="cpu")
+    again, alone = (x.ned.retrieve(of, 3, **options).compute() for x in (first, ds))
+    xr.testing.assert_identical(again, alone)
+
+
 def test_trials_are_joined_by_the_image_they_show():
     of = gallery()
     ds = embeddings(of, subjects=1).isel(subject=0, drop=True)
