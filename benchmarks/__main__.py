@@ -36,6 +36,8 @@ MODULES = (
     "pca",
     "banded",
     "rsa",
+    "training_speed",
+    "eeg_decoding",
     "retrieval",
     "image_metrics",
 )
