@@ -18,6 +18,7 @@ from nedx.compute.references import ModelRef
 from nedx.errors import ModelError
 from nedx.reconstruction.prior_store import PriorModel, PriorPart, PriorRecipe
 from nedx.reconstruction.rows import over_rows, variable
+from nedx.store.location import Location
 
 if TYPE_CHECKING:
     from nedx.reconstruction.prior_training import DiffusionPrior
@@ -28,7 +29,7 @@ ONE_STAGE = "embedding_one_stage"
 
 def apply_prior(
     ds: xr.Dataset,
-    prior: PriorModel | DiffusionPrior | str | Path,
+    prior: PriorModel | DiffusionPrior | str | Path | Location,
     *,
     guidance: float = 5.0,
     steps: int = 50,
@@ -69,7 +70,8 @@ def apply_prior(
     -------
     Dataset
         What was given, with ``embedding`` float32 in the target space, lazily, and what it was
-        before as ``embedding_one_stage`` (its dim ``feature_one_stage`` where widths differ).
+        before as ``embedding_one_stage``. Where widths differ, all that lay along ``feature`` lies
+        along ``feature_one_stage``.
 
     Raises
     ------
@@ -101,11 +103,9 @@ def apply_prior(
         "code_version": version("nedx"),
     }
     dims = (*(dim for dim in given.dims if dim != "feature"), "feature")
-    before = given
     if recipe.width != recipe.condition_width:
-        before = given.rename(feature="feature_one_stage")
-        ds = ds.drop_dims("feature")
-    return ds.assign({ONE_STAGE: before}).assign({EMBEDDING: (dims, made, attrs)})
+        ds = ds.rename(feature="feature_one_stage")
+    return ds.rename({EMBEDDING: ONE_STAGE}).assign({EMBEDDING: (dims, made, attrs)})
 
 
 @dataclass(frozen=True)
@@ -162,13 +162,13 @@ class PriorTask:
         return checked(made, made.shape, np.float32, "the prior's embedding", names=names)
 
 
-def _model(prior: PriorModel | DiffusionPrior | str | Path) -> PriorModel:
+def _model(prior: PriorModel | DiffusionPrior | str | Path | Location) -> PriorModel:
     from nedx.encoding.model import load_model
     from nedx.reconstruction.prior_training import DiffusionPrior
 
     if isinstance(prior, DiffusionPrior):
         return prior.fitted()
-    model = load_model(prior) if isinstance(prior, str | Path) else prior
+    model = load_model(prior) if isinstance(prior, str | Path | Location) else prior
     if not isinstance(model, PriorModel):
         raise ModelError(
             f"a {type(model).__name__} is no diffusion prior; type nedx.DiffusionPrior().fit("

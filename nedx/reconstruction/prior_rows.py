@@ -85,6 +85,8 @@ def pair(
     ModelError
         If something is missing, not finite or of another width, or nothing is left to train on.
     """
+    if targets is embeddings and isinstance(targets, np.ndarray):
+        raise ModelError("targets are missing: type .fit(embeddings, targets)")
     if isinstance(embeddings, np.ndarray) != isinstance(targets, np.ndarray):
         raise ModelError("give both as Datasets, paired by image_id, or both as arrays, row by row")
     if isinstance(embeddings, np.ndarray):

@@ -14,6 +14,7 @@ import xarray as xr
 from sklearn.base import BaseEstimator
 
 from nedx.compute.devices import check_device, resolve_device
+from nedx.decoding.targets import target_name
 from nedx.encoding.estimators.base import UnfittedError
 from nedx.encoding.fwrf_checkpoint import (
     Progress,
@@ -137,7 +138,7 @@ class DiffusionPrior(BaseEstimator):
         self.device = device
         self.checkpoint = checkpoint
 
-    def fit(self, embeddings: Labelled, targets: Labelled) -> DiffusionPrior:
+    def fit(self, embeddings: Labelled, targets: Labelled | None = None) -> DiffusionPrior:
         """Train on decoded embeddings and the embeddings of the images that were seen.
 
         Both are held in memory, as float32.
@@ -149,6 +150,7 @@ class DiffusionPrior(BaseEstimator):
             and repetition is a row. Images of the partition ``"test"`` are left out.
         targets : Dataset or ndarray (row, feature)
             ``features (image, feature)``, joined by ``image_id``; arrays are paired row by row.
+            Left out where `embeddings` holds both.
 
         Returns
         -------
@@ -162,6 +164,7 @@ class DiffusionPrior(BaseEstimator):
             the checkpoint is another training's.
         """
         self._check_parameters()
+        targets = embeddings if targets is None else targets
         pairs = pair(
             embeddings, targets, groups=self.groups, validation=self.validation, seed=self.seed
         )
@@ -296,10 +299,9 @@ def _described(embeddings: Labelled, targets: Labelled) -> dict[str, Any]:
     """Say where data came from, as far as Datasets tell."""
     if not isinstance(embeddings, xr.Dataset) or not isinstance(targets, xr.Dataset):
         return {}
-    features, given = targets["features"].attrs, embeddings["embedding"].attrs
     found = {
-        "target": features.get("model"),
-        "condition": given.get("model_id"),
+        "target": target_name(targets),
+        "condition": embeddings["embedding"].attrs.get("model_id"),
         "dataset": embeddings.attrs.get("dataset"),
         "license": embeddings.attrs.get("license"),
         "training_source": embeddings.attrs.get("source"),

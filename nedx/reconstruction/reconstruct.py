@@ -155,6 +155,8 @@ def _rows(
 ) -> xr.DataArray:
     if kinds is None:
         return variable(ds, generator.reads, _HINTS.get(generator.reads, ""))
+    if not kinds:
+        raise ModelError(f"kinds is empty; name some of {', '.join(KINDS)}")
     if generator.reads != EMBEDDING:
         raise ModelError(f"kinds are of embeddings; {type(generator).__name__} reads latents")
     found = [_of_kind(ds, kind, targets) for kind in kinds]

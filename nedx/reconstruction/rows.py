@@ -159,10 +159,9 @@ def over_rows(array: xr.DataArray, tail: Sequence[Hashable], task: RowTask) -> P
             f"joined; type ds.assign_coords(image_id=({dim!r}, ids))"
         )
     array = array.transpose(*lead, *tail)
-    bytes_made = int(np.prod(task.shape)) * task.dtype.itemsize
-    most = max(1, BLOCK_BYTES // max(1, bytes_made))
+    bytes_made = max(1, int(np.prod(task.shape)) * task.dtype.itemsize)
     names = array["image_id"].values.astype(object)
-    given = _blocks(array, len(lead), lead.index(dim), most)
+    given = _blocks(array, len(lead), lead.index(dim), bytes_made)
     return PlannedArray(RowsPlan(given, names, lead.index(dim), len(lead), task))
 
 
@@ -174,14 +173,17 @@ def variable(ds: xr.Dataset, name: str, hint: str) -> xr.DataArray:
     return ds[name]
 
 
-def _blocks(array: xr.DataArray, lead: int, axis: int, most: int) -> da.Array:
+def _blocks(array: xr.DataArray, lead: int, axis: int, bytes_made: int) -> da.Array:
+    """Return rows whole along their tail, in blocks of which not too much is made."""
     data = array.variable._data
     if not isinstance(data, da.Array):
         data = da.from_array(np.asarray(array.values), chunks=-1)
     chunks: dict[int, Any] = dict.fromkeys(range(lead, data.ndim), -1)
-    chunks |= {i: 1 for i in range(lead) if i != axis}
-    if max(data.chunks[axis], default=0) > most:
-        chunks[axis] = most
+    rows = int(np.prod([max(sizes, default=0) for sizes in data.chunks[:lead]]))
+    if rows * bytes_made > BLOCK_BYTES:
+        most = max(1, BLOCK_BYTES // bytes_made)
+        chunks |= {i: 1 for i in range(lead) if i != axis}
+        chunks[axis] = min(most, max(data.chunks[axis]))
     return data.rechunk(chunks)
 
 

@@ -153,6 +153,48 @@ def test_concepts_are_held_out_whole_and_test_images_left_out():
     assert sum(kinds == {"train"} for kinds in of_concept) == 8
 
 
+def test_one_dataset_may_hold_both():
+    embedding, target = truth(60)
+    square = np.pad(target, ((0, 0), (0, CONDITION - WIDTH)))
+    apart = decoded(embedding), features(square)
+    both = apart[0].assign(features=(("image", "feature"), square))
+    settings = {**FAST, "epochs": 1}
+    found = [nedx.DiffusionPrior(**settings).fit(*given).model_ for given in (apart, (both,))]
+    assert found[0].weights_sha256 == found[1].weights_sha256
+    with pytest.raises(ModelError, match="targets are missing"):
+        nedx.DiffusionPrior(**settings).fit(embedding)
+
+
+def test_other_variables_stay_where_widths_differ(trained):
+    embedding, _ = truth()
+    ds = decoded(embedding[:3]).assign(features=(("image", "feature"), embedding[3:6]))
+    out = nedx.apply_prior(ds, trained, steps=2)
+    assert out["features"].dims == ("image", "feature_one_stage")
+    np.testing.assert_array_equal(out["features"].values, embedding[3:6])
+
+
+class _Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (str(self.path),)
+
+
+def test_hostile_checkpoints_run_nothing(tmp_path):
+    from nedx.reconstruction.generators import LatentDecoder
+    from nedx.reconstruction.prior_store import PriorModel
+
+    torch.save({"input_layer.0.weight": _Hostile(tmp_path / "ran")}, tmp_path / "bad.pt")
+    with pytest.raises(ModelError):
+        PriorModel.from_checkpoint(tmp_path / "bad.pt")
+    with pytest.raises(ModelError):
+        LatentDecoder(tmp_path / "bad.pt").check((4, 8, 8))
+    assert not (tmp_path / "ran").exists()
+
+
 def _without_ids(ds):
     return ds.drop_vars("image_id")
 

@@ -101,14 +101,14 @@ def test_block_borders_of_the_gallery_do_not_matter(monkeypatch):
 def test_pictures_do_not_depend_on_chunks(chunk, seed, order):
     embedding, _ = truth(12)
     ds = decoded(np.stack([embedding[:6], embedding[6:]]))
-    whole = nedx.reconstruct(ds, Painter(limit=6), seed=seed)["pixels_reconstructed"].values
+    whole = nedx.reconstruct(ds, Painter(limit=12), seed=seed)["pixels_reconstructed"].values
     shuffled = ds.isel(image=list(order))
     shuffled = shuffled.assign(embedding=shuffled["embedding"].chunk({"image": chunk}))
-    found = nedx.reconstruct(shuffled, Painter(limit=6), seed=seed)["pixels_reconstructed"]
+    found = nedx.reconstruct(shuffled, Painter(limit=12), seed=seed)["pixels_reconstructed"]
     np.testing.assert_array_equal(found.values, whole[:, list(order)])
     # The seeds are of images: subjects share them, and another seed is another picture.
     assert (whole[0, :, ..., 1] == whole[1, :, ..., 1]).all()
-    other = nedx.reconstruct(ds, Painter(limit=6), seed=seed + 1)["pixels_reconstructed"].values
+    other = nedx.reconstruct(ds, Painter(limit=12), seed=seed + 1)["pixels_reconstructed"].values
     assert not np.array_equal(other, whole)
 
 
@@ -147,7 +147,7 @@ def test_three_kinds_of_picture_side_by_side():
     ds = decoded(np.stack([embedding[:5], embedding[5:10]]))
     applied = ds.ned.apply_prior(prior, steps=2)
     out = applied.ned.reconstruct(
-        Painter(limit=9),
+        Painter(limit=30),
         kinds=["true_embedding", "one_stage", "two_stage"],
         targets=features(target),
     )
@@ -160,7 +160,7 @@ def test_three_kinds_of_picture_side_by_side():
         "two_stage": applied["embedding"].values,
     }
     for kind, values in alone.items():
-        expected = nedx.reconstruct(decoded(values), Painter(limit=9))[
+        expected = nedx.reconstruct(decoded(values), Painter(limit=30))[
             "pixels_reconstructed"
         ].values
         np.testing.assert_array_equal(found.sel(kind=kind).values, expected)
@@ -168,6 +168,8 @@ def test_three_kinds_of_picture_side_by_side():
     assert not np.array_equal(found[1], found[2])
     with pytest.raises(ModelError, match="no prior was applied"):
         ds.ned.reconstruct(Painter(), kinds=["one_stage", "two_stage"])
+    with pytest.raises(ModelError, match="kinds is empty"):
+        ds.ned.reconstruct(Painter(), kinds=[])
     with pytest.raises(ModelError, match="needs targets"):
         ds.ned.reconstruct(Painter(), kinds=["true_embedding"])
     with pytest.raises(ModelError, match="did you mean 'one_stage'"):
