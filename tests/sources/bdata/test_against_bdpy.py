@@ -52,6 +52,15 @@ def test_features_and_arrays(root):
     for layer in study.LAYERS:
         np.testing.assert_array_equal(ours[f"feature_{layer}"].values, theirs.get(layer))
     model = root / "decoders" / "conv1" / "sub-01" / "ROI_VC" / "model"
-    for name, file in (("W", "W/00000001.mat"), ("b", "b/00000001.mat"), ("y_mean", "y_mean.mat")):
+    for name, file in (("b", "b/00000001.mat"), ("y_mean", "y_mean.mat")):
         theirs = dataform.load_array(str(model / file), key=name)
         np.testing.assert_array_equal(read_array(model / file, name), theirs)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_arrays_that_bdpy_wrote(tmp_path, sparse):
+    rng = np.random.default_rng(0)
+    array = np.where(rng.random((7, 1, 3, 2)) < 0.3, rng.standard_normal((7, 1, 3, 2)), 0)
+    path = tmp_path / "array.mat"
+    dataform.save_array(str(path), array, key="W", dtype=np.float64, sparse=sparse)
+    np.testing.assert_array_equal(read_array(path, "W"), array)
