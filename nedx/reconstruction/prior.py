@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -89,19 +89,7 @@ def apply_prior(
     _check(given, recipe)
     task = PriorTask(model.ref, float(guidance), steps, sampler, seed, batch_size, device)
     made = over_rows(given, ("feature",), task)
-    attrs = {
-        "long_name": "embedding",
-        "units": "1",
-        "model": recipe.target,
-        "prior_sha256": model.weights_sha256,
-        "guidance": float(guidance),
-        "steps": steps,
-        "sampler": sampler,
-        "seed": seed,
-        "batch_size": batch_size,
-        "torch_version": version("torch"),
-        "code_version": version("nedx"),
-    }
+    attrs = {**_provenance(model), **task.options()}
     dims = (*(dim for dim in given.dims if dim != "feature"), "feature")
     if recipe.width != recipe.condition_width:
         ds = ds.rename(feature="feature_one_stage")
@@ -127,6 +115,11 @@ class PriorTask:
     seed: int
     batch_size: int
     device: str
+
+    def options(self) -> dict[str, Any]:
+        """Return what decides the result, beside the prior."""
+        names = ("guidance", "steps", "sampler", "seed", "batch_size")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -175,6 +168,17 @@ def _model(prior: PriorModel | DiffusionPrior | str | Path | Location) -> PriorM
             "embeddings, targets)"
         )
     return model
+
+
+def _provenance(model: PriorModel) -> dict[str, Any]:
+    return {
+        "long_name": "embedding",
+        "units": "1",
+        "model": model.recipe.target,
+        "prior_sha256": model.weights_sha256,
+        "torch_version": version("torch"),
+        "code_version": version("nedx"),
+    }
 
 
 def _check(given: xr.DataArray, recipe: PriorRecipe) -> None:

@@ -104,8 +104,8 @@ def sample(
         for row, name in enumerate(names[part]):
             noise[:, row] = image_noise(seed, name, (draws, recipe.width))
         denoise = guided(network, torch.from_numpy(given).to(device), guidance)
+        noises = torch.from_numpy(noise).to(device)
         with torch.inference_mode():
-            noises = torch.from_numpy(noise).to(device)
             if sampler == "ddpm":
                 found = _ancestral(denoise, noises, recipe)
             else:

@@ -78,19 +78,14 @@ def reconstruct(
             f"a {type(generator).__name__} is no generator; see nedx.reconstruction.generators"
         )
     rows = _rows(ds, generator, kinds, targets)
-    lacking = [dim for dim in generator.row_dims if dim not in rows.dims]
-    if lacking or rows.dtype.kind != "f":
-        raise ModelError(
-            f"{generator.reads!r} is {rows.dtype} {rows.dims}, expected floats over "
-            f"{generator.row_dims}"
-        )
     size = generator.check(tuple(rows.sizes[dim] for dim in generator.row_dims))
     _check_size(ds, size)
     task = PictureTask(generator, size, seed, device)
     made = over_rows(rows, generator.row_dims, task)
+    recipe = {"name": type(generator).__name__, **generator.describe()}
     attrs = {
         "long_name": "reconstructed image",
-        "generator": json.dumps({"name": type(generator).__name__, **generator.describe()}),
+        "generator": json.dumps(recipe),
         "reads": generator.reads,
         "seed": seed,
         "torch_version": version("torch"),
@@ -99,6 +94,26 @@ def reconstruct(
     lead = [dim for dim in rows.dims if dim not in generator.row_dims]
     out = ds.assign({PIXELS: ((*lead, "y", "x", "rgb"), made, attrs)})
     return out.assign_coords(kind=rows["kind"]) if kinds else out
+
+
+def _rows(
+    ds: xr.Dataset,
+    generator: Generator,
+    kinds: Sequence[str] | None,
+    targets: xr.Dataset | None,
+) -> xr.DataArray:
+    """Return what pictures are made of, ``([kind,] ..., *generator.row_dims)``."""
+    if kinds is None:
+        rows = variable(ds, generator.reads, _HINTS.get(generator.reads, ""))
+    else:
+        rows = _kinds(ds, generator, kinds, targets)
+    lacking = [dim for dim in generator.row_dims if dim not in rows.dims]
+    if lacking or rows.dtype.kind != "f":
+        raise ModelError(
+            f"{generator.reads!r} is {rows.dtype} {rows.dims}, expected floats over "
+            f"{generator.row_dims}"
+        )
+    return rows
 
 
 @dataclass(frozen=True)
@@ -147,14 +162,9 @@ def picture_seed(seed: int, name: object) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
-def _rows(
-    ds: xr.Dataset,
-    generator: Generator,
-    kinds: Sequence[str] | None,
-    targets: xr.Dataset | None,
+def _kinds(
+    ds: xr.Dataset, generator: Generator, kinds: Sequence[str], targets: xr.Dataset | None
 ) -> xr.DataArray:
-    if kinds is None:
-        return variable(ds, generator.reads, _HINTS.get(generator.reads, ""))
     if not kinds:
         raise ModelError(f"kinds is empty; name some of {', '.join(KINDS)}")
     if generator.reads != EMBEDDING:

@@ -82,3 +82,14 @@ def test_places_without_pipelines_are_told(tmp_path):
         ds.ned.reconstruct(SdxlTurboIpAdapter(tmp_path, tmp_path, weight_name="adapter.bin"))
     with pytest.raises(ModelError, match="is no IP-Adapter"):
         ds.ned.reconstruct(SdxlTurboIpAdapter(tmp_path, tmp_path, "models"))
+
+
+def test_batches_of_pictures_are_those_of_single_ones(folders):
+    ds = embeddings(3)
+    found = [
+        ds.ned.reconstruct(Unclip(folders[1], size=32, steps=2, batch_size=size))[
+            "pixels_reconstructed"
+        ].values.astype(int)
+        for size in (1, 3)
+    ]
+    assert np.abs(found[0] - found[1]).max() <= 1
