@@ -213,7 +213,13 @@ class DiffusionPrior(BaseEstimator):
 
     def _recipe(self, pairs: Pairs, embeddings: Labelled, targets: Labelled) -> PriorRecipe:
         width = pairs.targets.shape[1]
-        unit = self.scale == "unit"
+        unit, most = self.scale == "unit", float(np.abs(pairs.targets).max())
+        if not unit and most > 1:
+            raise ModelError(
+                f"targets reach {most:.3g}, and the published prior holds what it makes within 1, "
+                "as it was made for embeddings of unit norm. Type scale='unit', or divide the "
+                "targets by their norm"
+            )
         scale = float(np.sqrt(width)) if unit else 1.0
         range_ = np.abs(unit_norm(pairs.targets)).max() * scale if unit else 1.0
         rule = "the lowest loss over held-out concepts" if self.validation else "the last epoch"

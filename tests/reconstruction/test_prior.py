@@ -219,6 +219,13 @@ def test_bad_training_data_are_one_clear_error(change, match):
         nedx.DiffusionPrior(**FAST, epochs=1).fit(given, wanted)
 
 
+def test_targets_out_of_the_published_range_are_refused():
+    embedding, target = truth(40)
+    with pytest.raises(ModelError, match=r"targets reach .*scale='unit'"):
+        nedx.DiffusionPrior(**FAST, epochs=1).fit(embedding, 9 * target)
+    nedx.DiffusionPrior(**FAST, epochs=1, scale="unit").fit(embedding, 9 * target)
+
+
 def test_concepts_must_be_named():
     embedding, target = truth(40)
     with pytest.raises(ModelError, match="groups=None"):
