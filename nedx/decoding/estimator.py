@@ -320,7 +320,7 @@ class EEGDecoder(BaseEstimator):
             network=jobs[0].network,
             channels=tuple(map(str, ds["channel"].values)),
             times=tuple(times.tolist()),
-            sampling_frequency=float(np.round(1 / np.median(np.diff(times)), 6)),
+            sampling_frequency=_sampling_frequency(times),
             units=attrs.get("units", "1"),
             mode=settings.mode,
             networks=tuple(job.name for job in jobs),
@@ -336,6 +336,12 @@ class EEGDecoder(BaseEstimator):
             seed=settings.seed,
             **found,
         )
+
+
+def _sampling_frequency(times: np.ndarray) -> float | None:
+    if len(times) < 2:
+        return None
+    return float(np.round(1 / np.median(np.diff(times)), 6))
 
 
 def _members(subjects: Sequence[str], mode: str) -> dict[str, list[str]]:

@@ -186,9 +186,9 @@ class NeuralDecoder:
 
     def _summary(self) -> dict[str, str]:
         recipe = self.recipe
-        window = (
-            f"{recipe.times[0]:g} to {recipe.times[-1]:g} s at {recipe.sampling_frequency:g} Hz"
-        )
+        window = f"{recipe.times[0]:g} to {recipe.times[-1]:g} s"
+        if recipe.sampling_frequency is not None:
+            window += f" at {recipe.sampling_frequency:g} Hz"
         return {
             "network": f"{recipe.network.name}, {recipe.network.n_outputs:,} features",
             "takes": f"{len(recipe.channels)} channels, {window}, {recipe.units}",

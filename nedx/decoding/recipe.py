@@ -39,8 +39,8 @@ class DecoderRecipe(BaseModel):
         Of the responses, in the order of the network.
     times : tuple of float
         s from stimulus onset.
-    sampling_frequency : float
-        Hz.
+    sampling_frequency : float, optional
+        Hz; none where there is one time.
     units, normalization, normalization_scope, transform : str, optional
         Of the responses.
     mode : {"in_subject", "leave_one_subject_out", "joint"}
@@ -70,7 +70,7 @@ class DecoderRecipe(BaseModel):
     network: NetworkRecipe
     channels: tuple[str, ...]
     times: tuple[float, ...]
-    sampling_frequency: float
+    sampling_frequency: float | None = None
     units: str = "1"
     normalization: str | None = None
     normalization_scope: str | None = None

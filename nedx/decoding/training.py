@@ -78,7 +78,9 @@ class Training:
             groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
         self._done = 0
-        self._averaged = None if settings.ema is None else self.weights()
+        self._averaged: Tensors | None = None
+        if settings.ema is not None:
+            self._averaged = self.weights()
 
     @property
     def rate(self) -> float:
@@ -179,7 +181,7 @@ class Training:
 
     def weights(self) -> Tensors:
         """Return copies of the weights that decode: the averaged ones, where they are averaged."""
-        source = getattr(self, "_averaged", None) or self.module.state_dict()
+        source = self.module.state_dict() if self._averaged is None else self._averaged
         return {name: value.detach().clone().contiguous() for name, value in source.items()}
 
     def state(self) -> Tensors:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
+import sys
 
 import numpy as np
 import pytest
@@ -227,6 +229,20 @@ def test_twenty_way_on_the_simulated_eeg():
     e, t = e["embedding"].values[0], truth["features"].values[kept].astype("f4")
     found = np.mean([top1(e[i : i + 20], t[i : i + 20]) for i in range(0, 200, 20)])
     assert found > 0.5
+
+
+def test_the_example_runs():
+    found = doctest.testmod(sys.modules[nedx.EEGDecoder.__module__], extraglobs={"nedx": nedx})
+    assert found.attempted >= 5
+    assert found.failed == 0
+
+
+def test_one_time_is_enough():
+    ds, test = parts(responses(60).isel(time=[3]), 10)
+    decoder = fitted(ds, epochs=1)
+    assert decoder.model_.recipe.sampling_frequency is None
+    assert "E0" in decoder.model_.recipe.channels
+    assert test.ned.decode(decoder, device="cpu")["embedding"].shape == (1, 10, 2, FEATURES)
 
 
 def faulty(what):
