@@ -79,19 +79,15 @@ def decode(
     sample, subject = sample_dim(ds), role_dim(ds, "subject")
     labels = [whose(ds)] if subject is None else [subject_label(str(s)) for s in ds[subject].values]
     members = tuple(decoder.member(label) for label in labels)
-    names = ds["image_id"].values if "image_id" in ds.coords else np.arange(ds.sizes[sample])
-    task = DecodeTask(
-        decoder.ref,
-        device,
-        decoder.recipe.batch_size if batch_size is None else batch_size,
-        decoder.recipe.network.n_outputs,
-    )
+    known = "image_id" in ds.coords
+    names = np.asarray(ds["image_id"] if known else np.arange(ds.sizes[sample]), dtype=object)
+    size = decoder.recipe.batch_size if batch_size is None else batch_size
+    task = DecodeTask(decoder.ref, device, size, decoder.recipe.network.n_outputs)
     axes = _Axes(array.dims.index(sample), None if subject is None else array.dims.index(subject))
-    plan = DecodePlan(array.data, members, np.asarray(names, dtype=object), task, axes)
+    plan = DecodePlan(array.data, members, names, task, axes)
     dims = (*array.dims[:-2], "feature")
-    attrs = _provenance(decoder, ds, device)
-    made = ds.assign(embedding=xr.Variable(dims, PlannedArray(plan), attrs))
-    return _with_partition(made, decoder, sample)
+    found = xr.Variable(dims, PlannedArray(plan), _provenance(decoder, ds, device))
+    return _with_partition(ds.assign(embedding=found), decoder, sample)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -63,26 +64,9 @@ def simulate_eeg(
     >>> drawn = nedx.simulate_eeg(4000).ned.sel(channel=["O1", "Oz", "O2"])
     """
     names = _subjects(subject)
-    for name, value in (
-        ("n_images", n_images),
-        ("repetitions", repetitions),
-        ("images_per_category", images_per_category),
-    ):
-        if value < 1:
-            raise SelectionError(f"{name} is {value}; it is 1 or more")
-    number = np.arange(n_images)
-    coords = {
-        **{name: value for name, value in eeg_coords().items() if name != "subject"},
-        "subject": ("subject", np.array(names, dtype=object), {"nedx_role": "subject"}),
-        "image_id": ("image", np.array([f"drawn:{i:06d}" for i in number], dtype=object)),
-        "category": (
-            "image",
-            np.array([f"drawn-{i:04d}" for i in number // images_per_category], dtype=object),
-        ),
-        "partition": ("image", np.array(["train"] * n_images, dtype=object)),
-        "stimulus_set": ("image", np.array(["drawn"] * n_images, dtype=object)),
-        "repetition": ("repetition", np.arange(repetitions, dtype=np.int16)),
-    }
+    if min(n_images, repetitions, images_per_category) < 1:
+        raise SelectionError("n_images, repetitions and images_per_category are 1 or more")
+    repeated = {"repetition": ("repetition", np.arange(repetitions, dtype=np.int16))}
     about = {"source": "synthetic", "long_name": "simulated response"}
     target = {"units": "1", "source": "synthetic", "long_name": "target of decoding"}
     attrs = dataset_attrs("Simulated EEG responses to drawn images", "eeg")
@@ -93,10 +77,27 @@ def simulate_eeg(
             "response": (dims, da.stack(responses), {"units": "uV", **about}),
             "features": (("image", "feature"), _features(n_images, seed), target),
         },
-        coords,
+        {**_labels(n_images, names, images_per_category), **repeated},
         {**attrs, "subject_ids": names, "seed": seed},
     )
     return parse(ds)
+
+
+def _labels(count: int, subjects: list[str], each: int) -> dict[str, Any]:
+    """Return the coordinates of subjects, images, channels and times."""
+    number = np.arange(count)
+    fixed = {name: value for name, value in eeg_coords().items() if name != "subject"}
+    texts = {
+        "image_id": [f"drawn:{i:06d}" for i in number],
+        "category": [f"drawn-{i:04d}" for i in number // each],
+        "partition": ["train"] * count,
+        "stimulus_set": ["drawn"] * count,
+    }
+    return {
+        **fixed,
+        "subject": ("subject", np.array(subjects, dtype=object), {"nedx_role": "subject"}),
+        **{name: ("image", np.array(values, dtype=object)) for name, values in texts.items()},
+    }
 
 
 def _subjects(subject: str | int | Sequence[str | int]) -> list[str]:
