@@ -355,8 +355,8 @@ def test_memory_does_not_grow_with_the_gallery():
             rng = da.random.default_rng(0)
             values = rng.standard_normal((rows, 512), chunks=(2048, -1), dtype="f4")
             of = xr.Dataset({"features": (dims, values)}, {"image_id": ("image", names)})
-            shown = names[np.linspace(0, rows - 1, 20).astype(int)]
-            asked = np.random.default_rng(1).standard_normal((20, 512)).astype("f4")
+            shown = names[np.linspace(0, rows - 1, 100).astype(int)]
+            asked = np.random.default_rng(1).standard_normal((100, 512)).astype("f4")
             ds = xr.Dataset({"embedding": (dims, asked)}, {"image_id": ("image", shown)})
             nedx.retrieve(ds, of, block_bytes=2**23, device="cpu").compute(num_workers=2)
             print(peak_kib())

@@ -6,7 +6,6 @@ from math import comb
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 from scipy import stats
 from sklearn.metrics import label_ranking_average_precision_score
@@ -168,23 +167,6 @@ def test_rough_products_change_nothing(similarity, offset):
         np.testing.assert_array_equal(found.positions, order)
         np.testing.assert_array_equal(found.above, (scores > level).sum(axis=1))
         np.testing.assert_array_equal(found.tied, (scores == level).sum(axis=1) - 1)
-
-
-def test_products_that_torch_may_round_change_nothing():
-    rng = np.random.default_rng(5)
-    rows = rng.standard_normal((3000, 64)).astype(np.float32)
-    queries = rng.standard_normal((20, 64)).astype(np.float32)
-    true = np.arange(20)
-    truth = pair_scores(queries, rows, true, true, "cosine"), true
-    options = {"start": 0, "k": 5, "similarity": "cosine", "rough": False}
-    expected = search(queries, truth, [rows], **options)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        found = search(queries, truth, [rows], **options)
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    for name in ("scores", "positions", "above", "tied"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def test_assignment_is_best_among_all():
