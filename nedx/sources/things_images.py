@@ -97,11 +97,17 @@ def files_of(folder: Path, places: Sequence[str]) -> list[str]:
         Paths from ``folder``, such as ``test_images/00001_aircraft_carrier/x_06s.jpg``.
     """
     for place in places:
-        files = [path for path in (folder / place).glob("*/*") if path.suffix.lower() in SUFFIXES]
+        files = [path for path in (folder / place).glob("*/*") if _is_image(path)]
         if files:
             files.sort(key=lambda path: (path.parent.name, path.name))
             return [path.relative_to(folder).as_posix() for path in files]
     return []
+
+
+def _is_image(path: Path) -> bool:
+    """Leave out what systems and notebooks hide beside images, which would shift their numbers."""
+    hidden = path.name.startswith(".") or path.parent.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES and not hidden
 
 
 def image_id(file: str) -> str:

@@ -38,6 +38,7 @@ _KEYS = {"meg_data": "atm", "data": "neurobridge"}
 _PARAMETERS = "zscore_params.npz"
 _CHUNK_BYTES = 2**24
 _FEMTO = 1e15
+_SAME_TIME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _open_subject(
     _check_alike(files)
     labels = [_labels(file, shown[file.partition]) for file in files]
     scale, attrs, steps = _units(files[0], normalization)
-    times = np.asarray(files[0].held["times"], np.float64).ravel()
+    times = _times(files[0])
     rate = round(1 / float(np.diff(times).mean()), 6)
     data = da.concatenate([_trials(file, scale) for file in files])
     ds = xr.Dataset(
@@ -214,12 +215,17 @@ def _opened(path: Path, partition: str) -> _File:
         )
     file = _File(path, partition, _KEYS[key], key, held)
     names, times = len(held["ch_names"]), np.size(held["times"])
-    if len(file.shape) != 5 or names not in (0, file.shape[3]) or times != file.shape[4]:
+    fits = len(file.shape) == 5 and 0 not in file.shape
+    if not fits or names not in (0, file.shape[3]) or times != file.shape[4]:
         raise SourceError(
             f"{path} has values of the shape {file.shape}, {names} channel names and {times} "
-            "times; expected (concept, image, repetition, channel, time)"
+            "times; expected (concept, image, repetition, channel, time), none of length 0"
         )
     return file
+
+
+def _times(file: _File) -> np.ndarray:
+    return np.asarray(file.held["times"], np.float64).ravel()
 
 
 def _check_alike(files: list[_File]) -> None:
@@ -229,6 +235,7 @@ def _check_alike(files: list[_File]) -> None:
             other.flavour == first.flavour
             and list(other.held["ch_names"]) == list(first.held["ch_names"])
             and other.shape[3:] == first.shape[3:]
+            and np.allclose(_times(other), _times(first), rtol=0, atol=_SAME_TIME)
         )
         if not same or other.partition == first.partition:
             raise SourceError(

@@ -194,7 +194,13 @@ def test_files_that_do_not_fit(tmp_path, values):
     change(tmp_path, ch_names=list(NICE_CHANNELS[::-1]))
     with pytest.raises(SourceError, match="differ in layout, channels or times"):
         open_preprocessed(tmp_path)
-    change(tmp_path, ch_names=list(NICE_CHANNELS), times=Runs())
+    change(tmp_path, ch_names=list(NICE_CHANNELS), times=TIMES * 2.5)
+    with pytest.raises(SourceError, match="differ in layout, channels or times"):
+        open_preprocessed(tmp_path)
+    change(tmp_path, times=TIMES, preprocessed_eeg_data=values["train"][:0])
+    with pytest.raises(SourceError, match=r"shape \(0, .*none of length 0"):
+        open_preprocessed(tmp_path)
+    change(tmp_path, preprocessed_eeg_data=values["train"], times=Runs())
     with pytest.raises(ModelError, match="refused"):
         open_preprocessed(tmp_path)
     path = tmp_path / "sub-01" / "preprocessed_eeg_training.npy"

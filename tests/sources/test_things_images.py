@@ -76,6 +76,16 @@ def test_things_itself_has_no_partitions(root):
     assert ds.things_concept.values[-1] == "abacus"
 
 
+def test_hidden_files_are_no_images(root):
+    seen = open_things_images(root).image_id.values
+    concept = root / "training_images" / "00001_aardvark"
+    (concept / f"._{TRAIN[0]}").write_bytes(b"of another system")
+    copy = root / "training_images" / ".ipynb_checkpoints"
+    copy.mkdir()
+    (copy / "aardvark_09b.jpg").write_bytes((concept / TRAIN[0]).read_bytes())
+    np.testing.assert_array_equal(open_things_images(root).image_id.values, seen)
+
+
 def test_what_is_not_there(root, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="holds no images: expected training_images"):

@@ -262,7 +262,14 @@ def test_files_that_do_not_fit(tmp_path, values):
     write_atm(tmp_path, {**values, "test": values["test"][..., :10, :]}, ch_names=[])
     with pytest.raises(SourceError, match="differ in layout, channels or times"):
         open_things_meg_prepared(tmp_path, images=IMAGES)
+    write_atm(tmp_path, {**values, "test": values["test"][:0]})
+    with pytest.raises(SourceError, match="none of length 0"):
+        open_things_meg_prepared(tmp_path, images=IMAGES)
+    write_atm(tmp_path, values)
     path = tmp_path / "sub-01" / "preprocessed_meg_training.pkl"
+    dump(path, {"meg_data": values["train"], "ch_names": SENSORS, "times": TIMES * 2})
+    with pytest.raises(SourceError, match="differ in layout, channels or times"):
+        open_things_meg_prepared(tmp_path, images=IMAGES)
     path.write_bytes(b"no pickle")
     with pytest.raises(CorruptStoreError, match="begins with"):
         open_things_meg_prepared(tmp_path, images=IMAGES)

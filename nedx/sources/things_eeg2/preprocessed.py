@@ -36,6 +36,7 @@ _KEYS = {"preprocessed_eeg_data": "nice", "eeg": "ubp", "data": "neurobridge"}
 _CHUNK_BYTES = 2**24
 _EARLY = 50
 """Times before stimulus onset that files name but do not hold."""
+_SAME_TIME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _open_subject(
     first = files[0].held
     channels = [str(name) for name in first["ch_names"]]
     data = da.concatenate([values for values, _ in parts])
-    times = _times(files[0], data.shape[2])
+    times = _times(files[0])
     rate = round(1 / float(np.diff(times).mean()), 6)
     names = [name for name in parts[0][1] if all(name in labels for _, labels in parts)]
     attrs = {"units": "1", "long_name": "response", "source": "measured", **done}
@@ -175,10 +176,10 @@ def _opened(path: Path, partition: str) -> _File:
         )
     flavour = _KEYS[key]
     shape, axes = held[key].shape, 5 if flavour == "neurobridge" else 4
-    if len(shape) != axes or len(held["ch_names"]) != shape[-2]:
+    if len(shape) != axes or len(held["ch_names"]) != shape[-2] or 0 in shape:
         raise SourceError(
             f"{path} has values of the shape {shape} and {len(held['ch_names'])} channel names, "
-            f"expected {axes} axes, the last but one the channels"
+            f"expected {axes} axes, none of length 0, the last but one the channels"
         )
     with path.open("rb") as file:
         if flavour == "nice" and file.read(6) == b"\x93NUMPY":
@@ -193,6 +194,7 @@ def _check_alike(files: list[_File]) -> None:
             other.flavour == first.flavour
             and list(other.held["ch_names"]) == list(first.held["ch_names"])
             and other.held[other.key].shape[-1] == first.held[first.key].shape[-1]
+            and np.allclose(_times(other), _times(first), rtol=0, atol=_SAME_TIME)
         )
         if not same or other.partition == first.partition:
             raise SourceError(
@@ -227,7 +229,9 @@ def _done(file: _File, given: Normalization | None) -> dict[str, Any]:
     }
 
 
-def _times(file: _File, count: int) -> np.ndarray:
+def _times(file: _File) -> np.ndarray:
+    """Return the times of the samples that a file holds, s."""
+    count = file.held[file.key].shape[-1]
     times = np.asarray(file.held["times"], np.float64).ravel()
     if times.size == count + _EARLY:
         return times[_EARLY:]
