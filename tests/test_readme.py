@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nedx.fitting import load_fit_recipe
+from nedx.fitting import load_decoding_recipe, load_fit_recipe
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -19,10 +19,12 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     assert "synthetic" in printed
 
 
-def test_the_recipe_is_one(tmp_path):
-    (block,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    (tmp_path / "recipe.yaml").write_text(block)
-    assert load_fit_recipe(tmp_path / "recipe.yaml").responses.place == "sim-fmri"
+def test_the_recipes_are_some(tmp_path):
+    fit, decode = re.findall(r"```yaml\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    (tmp_path / "fit.yaml").write_text(fit)
+    assert load_fit_recipe(tmp_path / "fit.yaml").responses.place == "sim-fmri"
+    (tmp_path / "decode.yaml").write_text(decode)
+    assert load_decoding_recipe(tmp_path / "decode.yaml").responses.place == "sim-eeg"
 
 
 def test_the_readme_names_only_what_is_there():
