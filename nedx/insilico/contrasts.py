@@ -46,7 +46,8 @@ def contrast(
         permutations exchange the two for some of the images; of several they exchange the target
         with each, so that p is no less than 1 / (conditions). Of two subjects or more
         also ``_group_interval (bound)``, bootstrapped, and ``_group_p``, of flipped signs
-        (`nedx.metrics.inference.sign_flip_p`). NaN where a score has no images to resample.
+        (`nedx.metrics.inference.sign_flip_p`). NaN where a score has no images to resample, or is
+        NaN itself.
     """
     sample = sample_of(scores)
     found = xr.Dataset(coords={"bound": np.array(["lower", "upper"], dtype=object)})
@@ -65,6 +66,8 @@ def contrast(
             p = _exchanged_sets(of(values).mean(1))
         elif images:
             p = _exchanged_images(values, of, n_resamples, seed)
+        # What is NaN is less than nothing, and would count as never reached by chance.
+        p = np.where(np.isfinite(difference), p, np.nan)
         found[f"{name}_difference"] = ("subject", difference, _said(f"difference of {name}"))
         found[f"{name}_interval"] = (("subject", "bound"), interval, _said("95 % interval"))
         found[f"{name}_p"] = ("subject", p, _said("two-sided p-value"))

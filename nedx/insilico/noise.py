@@ -51,6 +51,8 @@ def streams(seed: int, words: np.ndarray) -> Iterator[np.random.Generator]:
 def matched(traces: np.ndarray, generators: Iterator[np.random.Generator]) -> np.ndarray:
     """Return white noise of the mean and the unbiased standard deviation of each trace.
 
+    Samples that are NaN count in neither.
+
     Parameters
     ----------
     traces : float64 array (trace, time)
@@ -61,8 +63,14 @@ def matched(traces: np.ndarray, generators: Iterator[np.random.Generator]) -> np
     -------
     float64 array (trace, time)
     """
-    mean = traces.mean(1, keepdims=True)
-    return mean + traces.std(1, ddof=1, keepdims=True) * _normal(traces.shape, generators)
+    here = ~np.isnan(traces)
+    count = here.sum(1, keepdims=True)
+    # A trace that is absent has neither, and stays so.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = traces.sum(1, keepdims=True, where=here) / count
+        squares = ((traces - mean) ** 2).sum(1, keepdims=True, where=here)
+        deviation = np.sqrt(squares / (count - 1))
+    return mean + deviation * _normal(traces.shape, generators)
 
 
 def phase_randomised(traces: np.ndarray, generators: Iterator[np.random.Generator]) -> np.ndarray:

@@ -164,8 +164,11 @@ def _kernel(ds: xr.Dataset, noise: str, sd: float | None, window: slice) -> kern
         return kernels.zero
     if noise == "gaussian":
         return kernels.gaussian(1.0 if sd is None else float(sd))
-    if window.stop - window.start < 2:
-        axis = "the window holds one sample" if role_dim(ds, "time") else "there is no time axis"
+    # Of two samples neither the mean nor the only frequency has a phase.
+    least = 3 if noise == "phase" else 2
+    if window.stop - window.start < least:
+        held = "one sample" if window.stop - window.start < 2 else "two samples"
+        axis = f"the window holds {held}" if role_dim(ds, "time") else "there is no time axis"
         raise SelectionError(
             f"noise={noise!r} is made of what a trace does over time, and {axis}; give a longer "
             "window, or noise='shuffle', 'mean', 'zero' or 'gaussian'"
@@ -266,6 +269,9 @@ def _group_words(ds: xr.Dataset, response: xr.DataArray) -> xr.Variable:
 
     One that is no dimension, as after a selection or in a tree of subjects, counts all the same.
     """
+    ids = np.atleast_1d(ds.attrs.get("subject_ids", []))
+    said = {"subject": str(ids[0])} if len(ids) == 1 else {}
+    said |= {name: ds.attrs[name] for name in _GROUPS if isinstance(ds.attrs.get(name), str)}
     known = (sample_dim(ds), _neuroid(ds), role_dim(response, "time"))
     dims = sorted(str(dim) for dim in response.dims if dim not in known)
     columns = [_labels(ds, dim) for dim in dims]
@@ -273,8 +279,8 @@ def _group_words(ds: xr.Dataset, response: xr.DataArray) -> xr.Variable:
     for name in _GROUPS:
         if name in ds.coords and ds[name].ndim == 0:
             alone[name] = str(ds[name].item())
-        elif name not in dims and isinstance(ds.attrs.get(name), str):
-            alone[name] = ds.attrs[name]
+        elif name not in dims and name in said:
+            alone[name] = said[name]
     words = np.empty([len(column) for column in columns], np.uint64)
     for place in np.ndindex(*words.shape):
         labels = {dim: column[i] for dim, column, i in zip(dims, columns, place, strict=True)}

@@ -162,6 +162,15 @@ def test_intervals_and_p_values_are_those_of_scipy():
     np.testing.assert_allclose(found.median_rank_difference, medians[1] - medians[0])
 
 
+def test_scores_that_are_nan_have_no_p_value():
+    values = np.random.default_rng(0).normal(size=(4, 2, 2, 20))
+    values[1, 0, 0, 3] = np.nan
+    given = xr.Dataset({"score": (("condition", "seed", "subject", "image"), values)})
+    for others in ([0], [0, 2, 3]):
+        p = contrast(given, 1, others, n_resamples=99).score_p
+        np.testing.assert_array_equal(np.isnan(p), [True, False])
+
+
 def test_p_values_are_uniform_where_conditions_are_alike():
     rng = np.random.default_rng(3)
     values = rng.normal(size=(2, 1, 300, 30))

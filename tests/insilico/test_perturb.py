@@ -141,6 +141,17 @@ def test_the_mean_and_zero():
     assert not ds.ned.perturb(channels="Oz", noise="zero").response.values[:, :, :, 3].any()
 
 
+def test_a_missing_sample_leaves_the_others_of_its_trace_their_noise():
+    ds = eeg(n_images=3).copy(deep=True)
+    ds["response"][:, :, 3, 7] = np.nan
+    before = ds.response.values[:, :, 3].astype(np.float64)
+    after = ds.ned.perturb(channels="Oz").response.values[:, :, 3].astype(np.float64)
+    np.testing.assert_array_equal(np.isnan(after), np.isnan(before))
+    error = np.nanstd(before, axis=-1, ddof=1) / np.sqrt(N_TIMES)
+    z = (np.nanmean(after, axis=-1) - np.nanmean(before, axis=-1)) / error
+    assert np.abs(z).max() < 4
+
+
 @pytest.mark.parametrize("noise", [*NOISES, "gaussian"])
 def test_absent_repetitions_stay_absent(noise):
     ds = eeg(n_images=5, n_times=20).expand_dims(repetition=2, axis=2).copy(deep=True)
@@ -331,6 +342,9 @@ def test_every_subject_of_a_tree():
     np.testing.assert_array_equal(first[:, 4:], second[:, 4:])
     same = one.assign_coords(subject="sub-02").ned.perturb(channels="Oz").response.values
     np.testing.assert_array_equal(second, same)
+    # Recordings that are imported say whose they are in the attribute of the schema.
+    imported = one.assign_attrs(subject_ids=["sub-02"]).ned.perturb(channels="Oz").response.values
+    np.testing.assert_array_equal(second, imported)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +356,7 @@ def test_every_subject_of_a_tree():
         ({"noise": "macthed"}, "did you mean 'matched'.*phase"),
         ({"time": (2, 3)}, "no sample lies in the time window 2 to 3 s"),
         ({"time": 0.1}, "holds one sample"),
+        ({"time": (0.1, 0.104), "noise": "phase"}, "holds two samples"),
         ({"seed": -1}, "whole number from 0, not -1"),
         ({"seed": 0.5}, "whole number"),
         ({"sd": 2.0}, "noise='gaussian'"),
