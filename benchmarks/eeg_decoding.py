@@ -27,6 +27,7 @@ NERV: dict[str, Any] = {
     "network": "nervformer_v2",
     "lr": 5e-4,
     "epochs": 6,
+    "warmup": 0.25,
     "augmentation": (Noise(sd=0.5),),
     "network_options": {"dropout": 0.25},
 }
