@@ -271,6 +271,12 @@ class DataTreeNed(Exports):
 
         return encode(self._obj, model, **options)
 
+    def decode(self, model: Any, **options: Any) -> xr.DataTree:
+        """Decode features of each subject with its own decoder, lazily; see `nedx.decode`."""
+        from nedx.decoding.decode import decode
+
+        return decode(self._obj, model, **options)
+
     def score(self, **options: Any) -> xr.DataTree:
         """Compare predicted with measured responses in every subject; see `nedx.score`."""
         from nedx.metrics.scoring import score
@@ -294,6 +300,12 @@ class DataTreeNed(Exports):
         from nedx.insilico.perturb import perturb
 
         return selection.map_nodes(self._obj, lambda ds: perturb(ds, **options))
+
+    def average_repetitions(self) -> xr.DataTree:
+        """Average the repetitions of each image in every subject."""
+        from nedx.preprocessing.repetitions import average_repetitions
+
+        return selection.map_nodes(self._obj, average_repetitions)
 
     def trusted(self, **thresholds: float) -> xr.DataTree:
         """Keep the neuroids of every subject that are predicted well enough."""

@@ -17,13 +17,13 @@ from nedx.insilico.chain import (
     Change,
     Outcome,
     Retrain,
-    check_test,
     checked_seeds,
+    checked_test,
     measured,
     outcome_of,
     scores_of,
 )
-from nedx.insilico.contrasts import contrast
+from nedx.insilico.contrasts import check_resamples, contrast
 from nedx.insilico.perturb import perturb
 from nedx.schema import neuroid_dim, role_dim
 from nedx.selection import resolve, select
@@ -157,8 +157,8 @@ def ablate(
 
 
 def ablation_experiment(
-    responses_train: xr.Dataset | None,
-    responses_test: xr.Dataset,
+    responses_train: xr.Dataset | xr.DataTree | None,
+    responses_test: xr.Dataset | xr.DataTree,
     decoder: Any,
     gallery: xr.Dataset | None = None,
     *,
@@ -183,7 +183,8 @@ n_resamples
         ``"remove"`` it is trained anew, ``retrain="decoder"``, or a function that can do with
         less.
     pieces : sequence of Piece
-        For example ``region_pieces(ds)``, ``growing_windows(ds)``, ``sliding_windows(ds)``.
+        Each with a name of its own. For example ``region_pieces(ds)``, ``growing_windows(ds)``,
+        ``sliding_windows(ds)``.
     how : {"perturb", "keep", "remove"}
         See `ablate`, also for ``**perturbation``.
 
@@ -199,7 +200,9 @@ n_resamples
     SelectionError, ModelError
         As `channel_experiment`; or if a decoder would have to do with less than it was trained on.
     """
-    check_test(responses_test)
+    responses_test = checked_test(responses_test)
+    _check_pieces(pieces)
+    check_resamples(n_resamples)
     if how != "perturb" and retrain != "decoder" and not callable(decoder):
         raise SelectionError(
             f"how={how!r} leaves other channels or times than the decoder was trained on; type "
@@ -229,6 +232,18 @@ n_resamples
     found = measured(scores)
     differences = xr.concat(compared, label).reindex(condition=found["condition"])
     return found.assign(differences).assign_attrs(title=f"What is lost: how={how}")
+
+
+def _check_pieces(pieces: Sequence[Piece]) -> None:
+    """Raise where pieces could not be told apart in the result, or there are none."""
+    names = [piece.name for piece in pieces]
+    if not names:
+        raise SelectionError("pieces= is empty; type pieces=region_pieces(ds)")
+    if twice := [name for n, name in enumerate(names) if name in ("clean", *names[:n])]:
+        raise SelectionError(
+            f"conditions are told apart by the names of pieces, and {twice[0]!r} is there twice; "
+            "'clean' is what has all"
+        )
 
 
 def _channels(ds: xr.Dataset) -> list[str]:

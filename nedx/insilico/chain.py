@@ -15,7 +15,8 @@ import xarray as xr
 
 from nedx.errors import ModelError, SchemaError, SelectionError
 from nedx.preprocessing.steps import response_of
-from nedx.schema import role_dim, sample_dim
+from nedx.schema import parse, role_dim, sample_dim
+from nedx.selection import map_nodes
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Chain:
     decoder: Any
     outcome: Outcome
     retrain: Retrain | None = None
-    train: xr.Dataset | None = None
+    train: xr.Dataset | xr.DataTree | None = None
     targets: xr.Dataset | None = None
     prior: Any = None
 
@@ -98,23 +99,25 @@ class Chain:
         """
         decoder = self.decoder
         if self.retrain == "decoder":
-            decoder = self._fitted(decoder, change(self._train))
+            decoder = self._fitted(decoder, self._trained_on(change))
         decoded = decoded_by(decoder, change(test))
         if self.retrain == "prior":
-            prior = self._fitted(self.prior, decoded_by(decoder, change(self._train)))
+            changed = self._trained_on(lambda ds: decoded_by(decoder, change(ds)))
+            prior = self._fitted(self.prior, changed)
             decoded = _with_prior(decoded, prior)
         scored = self.outcome(decoded)
         if not isinstance(scored, xr.Dataset) or not scored.data_vars:
             raise SchemaError("what outcome returns", ["it is no Dataset of scores"])
         return _only_scores(scored.compute(), test)
 
-    @property
-    def _train(self) -> xr.Dataset:
+    def _trained_on(self, change: Callable[[xr.Dataset], xr.Dataset]) -> xr.Dataset | xr.DataTree:
         if self.train is None:
             raise ModelError("there are no responses to train on; give responses_train=")
-        return self.train
+        if isinstance(self.train, xr.DataTree):
+            return map_nodes(self.train, change)
+        return change(self.train)
 
-    def _fitted(self, estimator: Any, responses: xr.Dataset) -> Any:
+    def _fitted(self, estimator: Any, responses: xr.Dataset | xr.DataTree) -> Any:
         """Train a copy: the estimator that was given stays as it is."""
         return copy.deepcopy(estimator).fit(responses, self.targets)
 
@@ -171,6 +174,10 @@ def _retrieved(decoded: xr.Dataset, gallery: xr.Dataset) -> xr.Dataset:
 
 def _only_scores(scored: xr.Dataset, test: xr.Dataset) -> xr.Dataset:
     """Leave scores (subject[, image]): labels of images would be compared again and again."""
+    known = scored.coords.get("in_gallery")
+    if known is not None:
+        # An image without a true match was not missed: it has no rank.
+        scored = scored.isel({known.dims[0]: np.flatnonzero(known.values)})
     bare = scored.drop_vars(list(scored.coords))
     others = set(bare.dims) - {"subject", sample_dim(test)}
     if others:
@@ -186,20 +193,67 @@ def _only_scores(scored: xr.Dataset, test: xr.Dataset) -> xr.Dataset:
     return bare.assign_coords(subject=scored["subject"].values.reshape(-1))
 
 
-def check_test(test: xr.Dataset) -> None:
-    """Raise where repetitions were not averaged: the noise is that of what is decoded."""
+def checked_test(test: xr.Dataset | xr.DataTree) -> xr.Dataset:
+    """Return test responses, lazily; those of a tree with a dimension of subjects.
+
+    Raises
+    ------
+    SelectionError
+        If repetitions were not averaged: the noise is that of what is decoded. Or if the subjects
+        of a tree saw other images.
+    ModelError
+        If the subjects of a tree differ in channels, times or units.
+    """
+    if isinstance(test, xr.DataTree):
+        return _joined(test)
     if role_dim(test, "repetition") is not None:
         raise SelectionError(
             "the test responses have repetitions; average them first, as the noise is matched to "
             "what is decoded: ds.ned.average_repetitions()"
         )
+    return test
+
+
+def _joined(tree: xr.DataTree) -> xr.Dataset:
+    """Put the subjects of a tree beside each other, image by image."""
+    from nedx.decoding.samples import by_subject
+
+    found = by_subject(tree)
+    first, reference = next(iter(found.items()))
+    images = reference["image_id"].values.astype(str)
+    ordered = []
+    for subject, ds in found.items():
+        if role_dim(ds, "repetition") or role_dim(ds, "trial"):
+            raise SelectionError(
+                f"the test responses of {subject} are trials; average them first, as the noise is "
+                "matched to what is decoded: tree.ned.average_repetitions()"
+            )
+        row = {name: n for n, name in enumerate(ds["image_id"].values.astype(str))}
+        if set(row) != set(images):
+            raise SelectionError(
+                f"{subject} saw other images than {first}: choose the test images that all saw, or "
+                "give one subject at a time"
+            )
+        ordered.append(ds.isel({sample_dim(ds): [row[name] for name in images]}))
+    values = [response_of(ds).variable.transpose("image", "channel", "time") for ds in ordered]
+    # What is not the same for all, such as how often each saw an image, is left out.
+    shared = {
+        name: coord.variable
+        for name, coord in reference.coords.items()
+        if all(name in ds.coords and ds[name].variable.equals(coord.variable) for ds in ordered)
+    }
+    shared["subject"] = xr.Variable("subject", np.array(list(found), dtype=object))
+    response = xr.Variable.concat(values, "subject")
+    return parse(xr.Dataset({"response": response}, shared, reference.attrs))
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
-    """Return the seeds without repeats; raise where there are none."""
-    listed = list(dict.fromkeys(seeds))
+    """Return the seeds without repeats; raise where there are none, or one is no seed."""
+    listed = list(dict.fromkeys(np.atleast_1d(np.asarray(seeds)).tolist()))
     if not listed:
         raise SelectionError("seeds= is empty: name at least one, for example seeds=range(5)")
+    if wrong := [seed for seed in listed if not isinstance(seed, int) or seed < 0]:
+        raise SelectionError(f"seeds are whole numbers from 0, not {wrong[0]!r}; type seeds=[0, 1]")
     return listed
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import xarray as xr
 
+from nedx.errors import SelectionError
 from nedx.insilico.chain import measures, sample_of
 from nedx.metrics.inference import bootstrap_mean, sign_flip_p
 
@@ -14,6 +15,12 @@ Of = Callable[[np.ndarray], np.ndarray]
 
 LEVEL = 0.95
 """Of all intervals."""
+
+
+def check_resamples(count: int) -> None:
+    """Raise where there would be nothing to take an interval of."""
+    if not isinstance(count, int | np.integer) or count < 1:
+        raise SelectionError(f"n_resamples is a whole number above 0, not {count!r}")
 
 
 def contrast(

@@ -16,13 +16,13 @@ from nedx.insilico.chain import (
     Change,
     Outcome,
     Retrain,
-    check_test,
     checked_seeds,
+    checked_test,
     measured,
     outcome_of,
     scores_of,
 )
-from nedx.insilico.contrasts import contrast
+from nedx.insilico.contrasts import check_resamples, contrast
 from nedx.insilico.perturb import PERTURBATION, perturb
 from nedx.schema import neuroid_dim
 from nedx.selection import Names, resolve
@@ -32,8 +32,8 @@ TARGET = "perturbed"
 
 
 def channel_experiment(
-    responses_train: xr.Dataset | None,
-    responses_test: xr.Dataset,
+    responses_train: xr.Dataset | xr.DataTree | None,
+    responses_test: xr.Dataset | xr.DataTree,
     decoder: Any,
     gallery: xr.Dataset | None = None,
     *,
@@ -57,11 +57,12 @@ def channel_experiment(
 
     Parameters
     ----------
-    responses_train : Dataset, optional
+    responses_train : Dataset or DataTree, optional
         Responses to train on; needed with ``retrain``.
-    responses_test : Dataset
+    responses_test : Dataset or DataTree
         Responses ``([subject,] image, channel, time)``, their repetitions averaged, which is done
-        before noise is made. They are read once for each condition and seed: ``load`` them.
+        before noise is made. They are read once for each condition and seed: ``load`` them. Of a
+        tree the subjects share channels, times and images.
     decoder : decoder or callable
         What `nedx.decode` takes, or a function of a Dataset with ``response`` that adds
         ``embedding``; with ``retrain="decoder"`` an estimator.
@@ -116,7 +117,8 @@ def channel_experiment(
     >>> found = channel_experiment(None, test, decoder, gallery, controls=20)
     >>> found[["top1_difference", "top1_interval", "top1_p"]].sel(contrast="controls")
     """
-    check_test(responses_test)
+    responses_test = checked_test(responses_test)
+    check_resamples(n_resamples)
     asked, others = _split(responses_test, channels)
     sets = {TARGET: asked, **control_sets(others, len(asked), controls, control_seed)}
     seeds = checked_seeds(seeds)
@@ -165,7 +167,7 @@ def control_sets(
         If there are not so many sets.
     """
     possible = math.comb(len(others), size)
-    if not 0 <= count <= possible:
+    if not 0 <= count <= possible or int(count) != count:
         raise SelectionError(
             f"{count} control sets of {size} of the {len(others)} other channels; there are "
             f"{possible}: type controls={min(possible, 10)}, or perturb fewer channels"

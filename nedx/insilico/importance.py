@@ -15,8 +15,8 @@ from nedx.insilico.chain import (
     Chain,
     Change,
     Outcome,
-    check_test,
     checked_seeds,
+    checked_test,
     measured,
     outcome_of,
     scores_of,
@@ -31,7 +31,7 @@ SMALLER_IS_BETTER = ("median_rank",)
 
 
 def importance_map(
-    ds: xr.Dataset,
+    ds: xr.Dataset | xr.DataTree,
     decoder: Any,
     gallery: xr.Dataset | None = None,
     *,
@@ -49,9 +49,10 @@ def importance_map(
 
     Parameters
     ----------
-    ds : Dataset
+    ds : Dataset or DataTree
         Responses ``([subject,] image, channel, time)``, their repetitions averaged. They are read
-        once for each piece and seed: ``load`` them.
+        once for each piece and seed: ``load`` them. Of a tree the subjects share channels, times
+        and images.
     decoder, gallery, outcome
         As `nedx.insilico.experiment.channel_experiment` takes them. The decoder stays as it is.
     over : sequence of {"channel", "time"}
@@ -84,7 +85,7 @@ def importance_map(
         If the measure is unknown, repetitions are not averaged, there are no named channels, or
         a window does not fit or holds fewer than two samples.
     """
-    check_test(ds)
+    ds = checked_test(ds)
     axes = [axis for axis in ("channel", "time") if axis in over]
     if not axes or set(over) - set(axes):
         raise SelectionError(f"over names 'channel', 'time' or both, not {over!r}")
@@ -109,14 +110,20 @@ def importance_map(
 
 
 def channel_importance(
-    ds: xr.Dataset, decoder: Any, gallery: xr.Dataset | None = None, **options: Any
+    ds: xr.Dataset | xr.DataTree,
+    decoder: Any,
+    gallery: xr.Dataset | None = None,
+    **options: Any,
 ) -> xr.Dataset:
     """Perturb one channel at a time; `importance_map` over channels, which takes the options."""
     return importance_map(ds, decoder, gallery, over=("channel",), **options)
 
 
 def time_importance(
-    ds: xr.Dataset, decoder: Any, gallery: xr.Dataset | None = None, **options: Any
+    ds: xr.Dataset | xr.DataTree,
+    decoder: Any,
+    gallery: xr.Dataset | None = None,
+    **options: Any,
 ) -> xr.Dataset:
     """Perturb one window at a time; `importance_map` over time, which takes the options."""
     return importance_map(ds, decoder, gallery, over=("time",), **options)

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+import nedx
 from nedx.errors import ModelError, SchemaError, SelectionError
 from nedx.insilico.chain import Chain, scores_of
 from nedx.insilico.contrasts import contrast
@@ -162,6 +163,67 @@ def test_intervals_and_p_values_are_those_of_scipy():
     np.testing.assert_allclose(found.median_rank_difference, medians[1] - medians[0])
 
 
+def test_subjects_of_a_tree_are_those_of_a_dataset(linear, data):
+    options = {"channels": CARRIERS, "controls": 2, "seeds": [0], "n_resamples": 50}
+    whole = channel_experiment(None, data[0], linear.decode, data[1], **options)
+    one, two = (data[0].isel(subject=s, drop=True) for s in (0, 1))
+    # Real subjects saw the images in orders of their own, and some more often than others.
+    one = one.assign_coords(n_repetitions=("image", np.full(80, 4)))
+    two = two.isel(image=slice(None, None, -1)).assign_coords(
+        n_repetitions=("image", np.arange(80))
+    )
+    tree = xr.DataTree.from_dict({"/sub-01": one, "/sub-02": two})
+    found = channel_experiment(None, tree, linear.decode, data[1], **options)
+    assert found.subject.values.tolist() == ["sub-01", "sub-02"]
+    xr.testing.assert_allclose(found.top1, whole.top1)
+    xr.testing.assert_allclose(found.similarity_true, whole.similarity_true)
+    fewer = xr.DataTree.from_dict({"/sub-01": one, "/sub-02": two.isel(image=slice(50))})
+    with pytest.raises(SelectionError, match="sub-02 saw other images than sub-01"):
+        channel_experiment(None, fewer, refuse, data[1], **options)
+    repeated = xr.DataTree.from_dict({"/sub-01": one.expand_dims(repetition=2)})
+    with pytest.raises(SelectionError, match=r"tree\.ned\.average_repetitions"):
+        channel_experiment(None, repeated, refuse, data[1], **options)
+    averaged = repeated.ned.average_repetitions()
+    assert (
+        channel_experiment(None, averaged, linear_of(0), data[1], **options).sizes["subject"] == 1
+    )
+
+
+def linear_of(subject):
+    return Linear(noise_sd=8.0, subjects=(f"sub-0{subject + 1}",)).decode
+
+
+def test_a_decoder_trained_anew_on_a_tree():
+    linear = Linear(noise_sd=2.0, subjects=("sub-01",))
+    train, targets = linear.draw(300, seed=2, prefix="train")
+    test, gallery = linear.draw(30, seed=3)
+    seen = []
+
+    class Fits:
+        def fit(self, responses, targets):
+            seen.append(responses["sub-01"].to_dataset())
+            return linear.decode
+
+    tree = xr.DataTree.from_dict({"/sub-01": train.isel(subject=0, drop=True)})
+    options = {"channels": CARRIERS, "controls": 0, "seeds": [0], "n_resamples": 20}
+    channel_experiment(tree, test, Fits(), gallery, retrain="decoder", targets=targets, **options)
+    clean, hurt = (ds.response.sel(channel=CARRIERS).values for ds in seen)
+    assert (clean != hurt).any(-1).all()
+
+
+def test_images_that_the_gallery_lacks_are_not_counted_as_missed(linear, data):
+    def outcome(decoded):
+        part = data[1].isel(image=slice(40))
+        return nedx.retrieve(decoded, part, k=1, true_match="ignore")[["rank"]]
+
+    options = {"channels": CARRIERS, "controls": 0, "seeds": [0], "n_resamples": 20}
+    found = channel_experiment(None, data[0], linear.decode, outcome=outcome, **options)
+    few = data[0].isel(image=slice(40))
+    same = channel_experiment(None, few, linear.decode, data[1].isel(image=slice(40)), **options)
+    for name in ("top1", "median_rank", "median_rank_p"):
+        xr.testing.assert_allclose(found[name], same[name])
+
+
 def test_scores_that_are_nan_have_no_p_value():
     values = np.random.default_rng(0).normal(size=(4, 2, 2, 20))
     values[1, 0, 0, 3] = np.nan
@@ -220,6 +282,9 @@ def refuse(ds):
         ({"channels": CHANNELS[:7]}, SelectionError, "7 of the 6 other.*there are 0"),
         ({"controls": 400}, SelectionError, "there are 120"),
         ({"seeds": []}, SelectionError, "seeds= is empty"),
+        ({"seeds": [0, -1]}, SelectionError, "whole numbers from 0, not -1"),
+        ({"controls": 1.5}, SelectionError, r"1\.5 control sets"),
+        ({"n_resamples": 0}, SelectionError, "n_resamples is a whole number above 0"),
         ({"noise": "pink"}, SelectionError, "unknown noise"),
         ({"time": 0.1}, SelectionError, "one sample"),
         ({"outcome": "fid"}, SelectionError, "outcome is 'retrieval'"),

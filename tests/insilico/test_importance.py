@@ -214,3 +214,13 @@ def test_regions_that_are_kept_need_a_decoder_of_their_own():
         ablation_experiment(
             None, test, LeastSquares(), gallery, how="keep", pieces=region_pieces(test)
         )
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [(["a", "b", "a"], "'a' is there twice"), (["clean"], "'clean'"), ([], "pieces= is empty")],
+)
+def test_pieces_have_names_of_their_own(data, names, says):
+    pieces = [Piece(name, ("Oz",)) for name in names]
+    with pytest.raises(SelectionError, match=says):
+        ablation_experiment(None, data[0], refuse, data[1], pieces=pieces)
