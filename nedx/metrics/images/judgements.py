@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +55,15 @@ def judgements(
     if array.dtype.kind not in "bfiu":
         fault = f"expected bool or numbers in [0, 1] with NaN for missing, found {array.dtype}"
         raise SchemaError("the judgements", [fault])
+    if "image_id" in array.coords:
+        _refuse_twice([str(name) for name in array["image_id"].values], "the judgements")
     asked = xr.DataArray(
         np.ones((array.sizes[sample], array.sizes["tag"]), dtype=bool), dims=(sample, "tag")
     )
     roles = array.coords.get("tag_role")
     if tags is not None:
-        tags = _joined(tags, array, sample)
+        tags = _joined(tags, array, sample).transpose(sample, "tag")
+        _refuse_other_roles(tags, array)
         asked = asked.copy(data=[[_is_tag(tag) for tag in row] for row in tags.values])
         roles = tags.coords.get("tag_role") if roles is None else roles
     # Labels are not aligned from here on: images are joined.
@@ -77,8 +81,8 @@ def judgements(
         keep_attrs="override",
     )
     if roles is not None:
-        roles = xr.Variable(roles.dims, roles.values.astype(str).astype(object))
-        roles = xr.DataArray(roles.values, dims=roles.dims)
+        labels = roles.values.astype(object).astype(str)
+        roles = xr.DataArray(labels.astype(object), dims=roles.dims)
     return Judgements(checked, asked, roles, sample)
 
 
@@ -208,8 +212,9 @@ def _joined(other: xr.DataArray, array: xr.DataArray, sample: str) -> xr.DataArr
     if "image_id" not in other.coords or "image_id" not in array.coords:
         fault = "no image_id on one of the two: nothing is joined by position"
         raise SchemaError("judgements and tags", [fault])
-    where = {str(name): i for i, name in enumerate(other["image_id"].values)}
-    wanted = [str(name) for name in array["image_id"].values]
+    names, wanted = ([str(n) for n in part["image_id"].values] for part in (other, array))
+    _refuse_twice(names, "tags")
+    where = {name: i for i, name in enumerate(names)}
     if absent := [name for name in wanted if name not in where]:
         raise SelectionError(f"no tags of {len(absent)} images: {', '.join(absent[:5])}")
     if "tag" in array.dims and other.sizes.get("tag") != array.sizes["tag"]:
@@ -217,6 +222,23 @@ def _joined(other: xr.DataArray, array: xr.DataArray, sample: str) -> xr.DataArr
         raise SchemaError("judgements and tags", [fault])
     ordered = other.isel({theirs: [where[name] for name in wanted]})
     return ordered if theirs == sample else ordered.rename({theirs: sample})
+
+
+def _refuse_twice(names: Sequence[str], what: str) -> None:
+    if len(set(names)) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        advice = "keep one, or give repeats a dim of their own"
+        raise SchemaError(what, [f"image {name!r} is there more than once; {advice}"])
+
+
+def _refuse_other_roles(tags: xr.DataArray, match: xr.DataArray) -> None:
+    """Refuse tags in another order than they were judged in: tags have no other names."""
+    if "tag_role" not in tags.coords or "tag_role" not in match.coords:
+        return
+    named, judged = ([str(r) for r in a["tag_role"].values.ravel()] for a in (tags, match))
+    if named != judged:
+        fault = f"tag_role is {judged} of what was judged, {named} of the tags"
+        raise SchemaError("judgements and tags", [fault, "bring both into one order"])
 
 
 def _is_tag(tag: Any) -> bool:

@@ -123,6 +123,22 @@ def test_tags_that_an_image_has_not_are_not_asked_for():
     xr.testing.assert_identical(cat_score(whole), found)
 
 
+def test_tags_lie_in_any_order_of_dims_and_of_images():
+    expected = cat_score(judged(), tagged(absent=[(1, 3)]))
+    turned = tagged(absent=[(1, 3)])[::-1].transpose("tag", "image")
+    xr.testing.assert_identical(cat_score(judged(), turned), expected)
+
+
+def test_roles_and_images_are_any_strings():
+    strings = np.dtypes.StringDType()
+    roles = ("tag", np.array(ROLES, dtype=strings))
+    match = judged().drop_indexes("image_id").assign_coords(tag_role=roles)
+    match = match.assign_coords(image_id=("image", np.array(IDS, dtype=strings)))
+    found = cat_score(match, tagged().astype(strings).assign_coords(tag_role=roles))
+    expected = cat_score(judged(), tagged())
+    xr.testing.assert_identical(found["cat_role_score"], expected["cat_role_score"])
+
+
 def test_degrees_of_matching_are_added_up():
     values = RNG.random((4, 8, 5))
     xr.testing.assert_allclose(
@@ -195,6 +211,9 @@ def test_the_automatic_matcher_compares_cosines_and_says_so():
         match_by_similarity(images.chunk(image=3), named.chunk(image=2), threshold=0.2)
 
 
+TWICE = judged().drop_indexes("image_id").isel(image=[0, 1, 2, 2])
+
+
 @pytest.mark.parametrize(
     ("match", "tags", "options", "error", "message"),
     [
@@ -205,6 +224,15 @@ def test_the_automatic_matcher_compares_cosines_and_says_so():
         (judged(), tagged(IDS[:6]), {}, SelectionError, "no tags of 2 images: set:6, set:7"),
         (judged(), tagged()[:, :4], {}, SchemaError, "5 tags were judged, 4 are named"),
         (judged(), tagged().drop_vars("image_id"), {}, SchemaError, "no image_id"),
+        (judged(), tagged([*IDS, IDS[3]]), {}, SchemaError, "'set:3' is there more than once"),
+        (TWICE, None, {}, SchemaError, "'set:2' is there more than once; .* a dim of their own"),
+        (
+            judged(tag_role=("tag", ROLES)),
+            tagged()[:, ::-1],
+            {},
+            SchemaError,
+            "tag_role is .*'broad_1', .* of the tags",
+        ),
         (judged(), None, {"over": ["session"]}, SelectionError, "there are: model, subject"),
         (judged(), None, {"missing": "zero"}, ValueError, "'refuse' or 'report'"),
         (judged(), None, {"level": 95}, ValueError, "level is between 0 and 1"),
