@@ -81,7 +81,7 @@ def groups(true: Any, reconstructed: Any, *, equal: bool) -> Groups:
     Raises
     ------
     SchemaError
-        If features differ in width, there are fewer than two images, or counts differ.
+        If features differ in width or labels, there are fewer than two images, or counts differ.
     """
     # A Dataset is a mapping too.
     several = isinstance(reconstructed, Mapping) and not isinstance(reconstructed, xr.Dataset)
@@ -134,6 +134,8 @@ def _check(true: xr.DataArray, named: Mapping[str, xr.DataArray], *, equal: bool
         others = [{d: a.sizes[d] for d in a.dims if d != sample_dim(a)} for a in (array, first)]
         if others[0] != others[1]:
             faults.append(f"{name} has {others[0]}, others {others[1]}")
+        elif not _same_labels(array, first):
+            faults.append(f"{name} has other labels than {next(iter(named))}: select the same")
     if min(counts.values()) < 2:
         faults.append(f"a distribution takes two images or more, found {counts}")
     if equal and len(set(counts.values())) > 1:
@@ -143,6 +145,13 @@ def _check(true: xr.DataArray, named: Mapping[str, xr.DataArray], *, equal: bool
         )
     if faults:
         raise SchemaError("the features", faults)
+
+
+def _same_labels(array: xr.DataArray, other: xr.DataArray) -> bool:
+    """Say whether leading dims, such as subjects, are labelled alike, in one order."""
+    lead = {dim for dim in array.dims if dim not in (sample_dim(array), "feature")}
+    both = [{d: a[d].values.tolist() for d in lead if d in a.coords} for a in (array, other)]
+    return both[0] == both[1]
 
 
 def _rows(data: Any) -> da.Array:

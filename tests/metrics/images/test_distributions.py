@@ -166,6 +166,9 @@ def test_kid_takes_unequal_counts_and_one_seed_gives_one_result():
     assert (first["kid"] != other["kid"]).all()
 
 
+BY_SUBJECT = features(RECONSTRUCTED[:2], lead=("subject",)).assign_coords(subject=["s1", "s2"])
+
+
 @pytest.mark.parametrize("verb", [fid, kid])
 @pytest.mark.parametrize(
     ("true", "reconstructed", "message"),
@@ -175,6 +178,7 @@ def test_kid_takes_unequal_counts_and_one_seed_gives_one_result():
         (features(TRUE[None], lead=("subject",)), features(TRUE), "expected image and feature"),
         (features(TRUE), {"a": features(TRUE), "b": features(TRUE[None], lead=("kind",))}, "kind"),
         (features(TRUE), TRUE, "found a ndarray"),
+        (features(TRUE), {"a": BY_SUBJECT, "b": BY_SUBJECT[::-1]}, "b has other labels than a"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(verb, true, reconstructed, message):
