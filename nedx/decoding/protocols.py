@@ -11,7 +11,7 @@ import xarray as xr
 
 from nedx.decoding.retrieval import retrieve
 from nedx.errors import SchemaError
-from nedx.metrics.repeats import averaged
+from nedx.metrics.repeats import averaged, labels_of
 from nedx.schema import role_dim
 
 AGGREGATIONS = ("none", "subject", "instance")
@@ -82,7 +82,7 @@ def _aggregated(embedding: xr.DataArray, aggregation: str) -> xr.DataArray:
         return embedding
     mean, dim = averaged(embedding)
     if dim not in embedding.dims:
-        names = np.unique(np.asarray(embedding["image_id"].values, dtype=str)).astype(object)
+        names = np.unique(labels_of(embedding, "image_id")).astype(object)
         mean = mean.rename({dim: "image"}).assign_coords(image_id=("image", names))
     subject = role_dim(mean, "subject")
     if aggregation == "instance" and subject is not None:

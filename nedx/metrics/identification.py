@@ -24,14 +24,13 @@ from nedx.metrics.layers import (
     by_layer,
     candidates,
     coords_of,
-    labels_of,
     lazy_patterns,
     lookup,
     unit_dims,
 )
 from nedx.metrics.moments import finish_merged
 from nedx.metrics.profiles import merge_some, standardized
-from nedx.metrics.repeats import averaged, has_repeats
+from nedx.metrics.repeats import averaged, has_repeats, labels_of
 from nedx.metrics.retrieval_scores import expected_top
 from nedx.schema import restore_index, role_dim, sample_dim
 

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError, close_matches
+from nedx.metrics.repeats import labels_of
 from nedx.schema import sample_dim
 
 Features: TypeAlias = xr.DataArray | xr.Dataset
@@ -261,11 +262,6 @@ def lookup(
         advice = "select those that are: .sel(image_id=...)"
         raise SchemaError("what is compared", [fault, advice])
     return None if np.array_equal(place, np.arange(ids.size)) else place
-
-
-def labels_of(array: xr.DataArray, name: str) -> np.ndarray:
-    """Return the values of a coordinate as fixed-width strings, whatever strings they are."""
-    return np.asarray(array[name].values).astype(object).astype(str)
 
 
 def _named(array: xr.DataArray) -> bool:

@@ -23,7 +23,6 @@ from nedx.metrics.layers import (
     along_units,
     by_layer,
     coords_of,
-    labels_of,
     layers_of,
     lazy_patterns,
     matched,
@@ -31,6 +30,7 @@ from nedx.metrics.layers import (
     variables_of,
 )
 from nedx.metrics.moments import finish_merged, merge_pairs, pair_moments
+from nedx.metrics.repeats import labels_of
 from nedx.schema import restore_index, sample_dim
 
 

@@ -33,6 +33,12 @@ def response_of(data: xr.DataArray | xr.Dataset) -> xr.DataArray:
     return data["response"]
 
 
+def labels_of(data: xr.DataArray | xr.Dataset, name: str) -> np.ndarray:
+    """Return the values of a coordinate as strings of fixed width, whatever strings they are."""
+    # numpy does not cast the strings that xarray reads from Zarr in one step.
+    return np.asarray(data[name].values).astype(object).astype(str)
+
+
 def image_codes(array: xr.DataArray) -> tuple[list[str], np.ndarray]:
     """Return the dims that single trials lie along, and the image of each trial as a number."""
     sample, repetition = sample_dim(array), role_dim(array, "repetition")
@@ -41,7 +47,7 @@ def image_codes(array: xr.DataArray) -> tuple[list[str], np.ndarray]:
         return [sample, repetition], codes
     # Images are unique; only what trials show has to be read.
     if role_dim(array, "trial") == sample and "image_id" in array.coords:
-        _, codes = np.unique(np.asarray(array["image_id"].values, dtype=str), return_inverse=True)
+        _, codes = np.unique(labels_of(array, "image_id"), return_inverse=True)
         return [sample], codes
     return [sample], np.arange(array.sizes[sample])
 

@@ -75,6 +75,9 @@ def test_trials_score_as_images_and_repetitions_do(things):
     trials = trials.transpose("subject", "trial", "feature")
     found, expected = (nedx.neuralbench_retrieval(x, of).compute() for x in (trials, ds))
     xr.testing.assert_allclose(found, expected)
+    names = trials["image_id"].values.astype(np.dtypes.StringDType())
+    strings = trials.assign_coords(image_id=("trial", names))
+    xr.testing.assert_allclose(nedx.neuralbench_retrieval(strings, of).compute(), expected)
 
 
 def test_random_predictions_are_at_chance(things):

@@ -140,6 +140,9 @@ def test_single_trials_in_any_order_are_the_same_repeats():
         rows = np.stack([np.flatnonzero(names == name) for name in array.image_id.values])
         wanted = mean_of_pairs(trials.values[rows, voxel].T)
         assert float(found[voxel]) == pytest.approx(max(wanted, 0), abs=1e-12)
+    strings = ("trial", trials.image_id.values.astype(np.dtypes.StringDType()))
+    again = permutation_ceiling(trials.assign_coords(image_id=strings), null="normal")
+    np.testing.assert_array_equal(again.noise_ceiling, found)
 
 
 def test_constant_trials_and_nan_are_nan_in_voxels_and_left_out_of_patterns():
