@@ -11,6 +11,7 @@ import xarray as xr
 from nedx.compute.devices import check_device
 from nedx.decoding.searching import BLOCK_BYTES, Search, in_rows
 from nedx.errors import ModelError, SchemaError, SelectionError
+from nedx.metrics.repeats import labels_of
 from nedx.metrics.similarity import SIMILARITIES, Similarity
 from nedx.schema import sample_dim
 
@@ -96,8 +97,10 @@ def retrieve(
     features = _features(gallery)
     key, ids = _labels(gallery, features)
     _check_fit(ds, embedding, features, key)
-    if not 1 <= k <= len(ids):
-        raise SelectionError(f"k={k} candidates of a gallery of {len(ids)} rows; type k=5 or less")
+    if k not in range(1, len(ids) + 1):
+        raise SelectionError(
+            f"k={k} candidates of a gallery of {len(ids)} rows; k is a whole number from 1 to that"
+        )
     sample = sample_dim(embedding)
     rows = _true_rows(ds[key], ids, key, true_match)
     names = np.asarray(ds["image_id" if "image_id" in ds.coords else key].values, dtype=object)
@@ -161,7 +164,7 @@ def class_centres(features: xr.Dataset, by: str = "category") -> xr.Dataset:
         fault = f"no coordinate {by!r} ({dim}); name another: class_centres(features, by='...')"
         raise SchemaError("the features", [fault])
     labels, codes, counts = np.unique(
-        np.asarray(features[by].values, dtype=str), return_inverse=True, return_counts=True
+        labels_of(features, by), return_inverse=True, return_counts=True
     )
     data = in_rows(array)
     sums = data.map_blocks(
@@ -216,6 +219,8 @@ def _embedding(ds: xr.Dataset) -> xr.DataArray:
             f"'embedding' is {embedding.dtype} {embedding.dims}; expected floats (image, feature)"
         )
         raise SchemaError("what is searched for", [fault])
+    if not embedding.size:
+        raise SchemaError("what is searched for", [f"nothing is there: {dict(embedding.sizes)}"])
     return embedding.transpose(..., "feature")
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 
 from nedx.errors import SchemaError
 from nedx.metrics.inference import bootstrap_mean
+from nedx.metrics.intervals import t_interval
 from nedx.metrics.repeats import whole
 from nedx.schema import sample_dim
 
@@ -64,14 +65,19 @@ def retrieval_scores(
     Raises
     ------
     SchemaError
-        If there are no ranks, or they are of different tasks or galleries.
+        If there are no ranks, or they are of different tasks or galleries, or no image has a true
+        match.
     ValueError
-        If a number of candidates is larger than the gallery.
+        If a number of candidates is larger than the gallery, or ``top`` is below 1.
     """
     task, count = _checked(found)
     known = found["in_gallery"] if "in_gallery" in found.coords else None
     if known is not None:
         found = found.isel({known.dims[0]: np.flatnonzero(known.values)})
+    if not found["rank"].size:
+        raise SchemaError("what is scored", ["none of these images has a true match there"])
+    if not len(top) or min(top) < 1:
+        raise ValueError(f"top are numbers from 1, of the first candidates, not {list(top)}")
     sample = sample_dim(found["rank"])
     per_image = _per_image(found, sample, count, _ways(ways, count), top)
     scores = {name: values.mean(sample) for name, values in per_image.items()}
@@ -88,7 +94,7 @@ def retrieval_scores(
     for name, values in scores.items():
         if several:
             summary[f"{name}_mean"] = values.mean(over)
-            summary[f"{name}_interval"] = _t_interval(values, over, level)
+            summary[f"{name}_interval"] = t_interval(values, over, level=level)
         elif name != "median_rank":
             summary[f"{name}_interval"] = bootstrap_mean(
                 per_image[name], sample, n_resamples=n_resamples, level=level, seed=seed
@@ -181,16 +187,6 @@ def _per_image(
 
 def _top_by_way(rank: np.ndarray, count: int, ways: Sequence[int], top: int) -> np.ndarray:
     return np.stack([expected_top(rank, count, way, top) for way in ways], axis=-1)
-
-
-def _t_interval(values: xr.DataArray, dim: str, level: float) -> xr.DataArray:
-    from scipy.stats import t
-
-    n = values.sizes[dim]
-    half = t.ppf((1 + level) / 2, n - 1) * values.std(dim, ddof=1) / np.sqrt(n)
-    mean = values.mean(dim)
-    bound = xr.DataArray(np.array(["lower", "upper"], dtype=object), dims="bound", name="bound")
-    return xr.concat([mean - half, mean + half], bound).transpose(..., "bound")
 
 
 def _chance(

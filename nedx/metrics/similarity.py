@@ -153,6 +153,8 @@ class Tile:
     def __init__(self, rows: np.ndarray, start: int, similarity: Similarity, scratch: torch.Tensor):
         import torch
 
+        # torch takes no bytes in another order, which files may hold.
+        rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
         self.rows, self.start = rows, start
         # Memory of its own for each tile would cost as much as half the product.
         values = scratch[: len(rows)].copy_(torch.from_numpy(np.ascontiguousarray(rows)))

@@ -247,6 +247,25 @@ def test_class_centres_are_means_and_a_task_of_their_own():
         nedx.retrieval_scores(mixed)
 
 
+def test_labels_are_any_strings_and_numbers_in_any_order_of_bytes():
+    of = gallery(300, dtype="f4")
+    ds = embeddings(of)
+    ds, of = (
+        x.assign_coords(category=("image", [n[-1] for n in x.image_id.values])) for x in (ds, of)
+    )
+    strings = np.dtypes.StringDType()
+
+    def from_files(x: xr.Dataset) -> xr.Dataset:
+        labels = {n: ("image", x[n].values.astype(strings)) for n in ("image_id", "category")}
+        return x.astype(">f4").assign_coords(labels)
+
+    for make in (lambda x: x, nedx.class_centres):
+        found = nedx.retrieve(from_files(ds), make(from_files(of)), 3, device="cpu").compute()
+        expected = nedx.retrieve(ds, make(of), 3, device="cpu").compute()
+        for name in ("candidate_id", "rank", "similarity"):
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
 def test_images_that_the_gallery_lacks_are_an_error_unless_they_are_to_be_ignored():
     of = gallery()
     ds = embeddings(of)
@@ -313,6 +332,11 @@ FAULTS = {
         SchemaError,
         "'t:9' is there more than once",
     ),
+    "no images": (
+        lambda ds, of: (ds.isel(image=[]), of),
+        SchemaError,
+        "nothing is there: .*'image': 0",
+    ),
     "integers": (lambda ds, of: (ds, of.astype(int)), SchemaError, "expected floats"),
 }
 
@@ -335,6 +359,7 @@ def test_bad_input_is_told(fault):
         ({"device": "gpu"}, "device='auto'"),
         ({"k": 0}, "k=0 candidates of a gallery of 2500"),
         ({"k": 2501}, "k=2501 candidates"),
+        ({"k": 2.5}, "k is a whole number from 1"),
     ],
 )
 def test_options_that_are_none_are_told(options, message):

@@ -124,6 +124,10 @@ def test_bad_input_is_told():
         nedx.retrieval_scores(ds.drop_vars("rank"))
     with pytest.raises(SchemaError, match="no coordinate 'n_candidates'"):
         nedx.retrieval_scores(ds.drop_vars("n_candidates"))
+    with pytest.raises(ValueError, match="top are numbers from 1"):
+        nedx.retrieval_scores(ds, top=(0, 5))
+    with pytest.raises(SchemaError, match="none of these images has a true match"):
+        nedx.retrieval_scores(ds.assign_coords(in_gallery=("image", [False] * 3)))
     other = ds.assign_coords(n_candidates=1000)
     with pytest.raises(SchemaError, match=r"n_candidates is \[200, 1000\]"):
         nedx.retrieval_scores(xr.concat([ds, other], "model"))
