@@ -94,6 +94,9 @@ def _checked(found: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             f"{found.sizes[sample]} images; at most {_MOST_ROWS} are drawn. Select, for example "
             f"found.isel({sample}=slice(6))"
         )
+    if "image_id" not in found.coords:
+        hint = f"type found.assign_coords(image_id=({sample!r}, names))"
+        raise SchemaError("what is drawn", ["no coordinate 'image_id' of the images seen", hint])
     key = found["rank"].attrs.get("joined_by", "image_id")
     candidates = found["candidate_id"].transpose(sample, "candidate").values
     return candidates, found["image_id"].values, found[key].values
@@ -104,6 +107,8 @@ def _thumbnails(stimuli: xr.Dataset, names: list[str]) -> dict[str, np.ndarray]:
     if "pixels" not in stimuli:
         hint = "give them: found.ned.plot.retrieved(nedx.open_images('folder/'))"
         raise SchemaError("the images", ["no variable 'pixels'", hint])
+    if "image_id" not in stimuli.coords:
+        raise SchemaError("the images", ["no coordinate 'image_id': nothing is joined by position"])
     wanted = np.unique(np.asarray(names, dtype=str)).astype(object)
     positions = restore_index(stimuli).indexes["image_id"].get_indexer(wanted)
     pixels = stimuli["pixels"].isel(image=positions[positions >= 0]).values

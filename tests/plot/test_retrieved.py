@@ -72,6 +72,11 @@ def test_what_cannot_be_drawn_is_told(decoded, images):
         found.ned.plot.retrieved()
     with pytest.raises(SchemaError, match="'candidate_id' and 'rank'"):
         decoded.ned.plot.retrieved(images)
+    with pytest.raises(SchemaError, match="no coordinate 'image_id': nothing is joined"):
+        found.ned.plot.retrieved(images.drop_vars("image_id"))
+    concepts = decoded.drop_vars("image_id").ned.retrieve(nedx.class_centres(images), 1)
+    with pytest.raises(SchemaError, match="no coordinate 'image_id' of the images seen"):
+        concepts.ned.plot.retrieved(images)
     two = xr.concat([found, found], "subject")
     with pytest.raises(SelectionError, match=r"found\.isel\(subject=0\)"):
         two.ned.plot.retrieved(images)
