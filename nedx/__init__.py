@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nedx.catalog.resolving import open
     from nedx.decoding.decode import decode
     from nedx.decoding.estimator import EEGDecoder
+    from nedx.decoding.feature_decoder import FeatureDecoder
     from nedx.decoding.protocols import neuralbench_retrieval
     from nedx.decoding.retrieval import class_centres, retrieve
     from nedx.encoding.encode import encode
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from nedx.encoding.fwrf_ridge import FwrfRidgeEncoder
     from nedx.encoding.fwrf_training import FwrfTrainer
     from nedx.encoding.model import LinearEncoder, load_model
+    from nedx.encoding.realnet import ReAlnetEncoder
     from nedx.encoding.text_features import encode_text
     from nedx.fitting import fit
     from nedx.insilico import channel_experiment, channel_importance, time_importance
@@ -63,12 +65,14 @@ _MODULES = {
     "BandedRidgeEncoder": "nedx.encoding.estimators.banded",
     "DiffusionPrior": "nedx.reconstruction.prior_training",
     "EEGDecoder": "nedx.decoding.estimator",
+    "FeatureDecoder": "nedx.decoding.feature_decoder",
     "FwrfRidgeEncoder": "nedx.encoding.fwrf_ridge",
     "FwrfTrainer": "nedx.encoding.fwrf_training",
     "L2LiREncoder": "nedx.encoding.estimators.l2lir",
     "LinearEncoder": "nedx.encoding.model",
     "LowLevelDecoder": "nedx.reconstruction.low_level",
     "OLSEncoder": "nedx.encoding.estimators.ols",
+    "ReAlnetEncoder": "nedx.encoding.realnet",
     "RidgeEncoder": "nedx.encoding.estimators.ridge",
     "channel_experiment": "nedx.insilico",
     "channel_importance": "nedx.insilico",
@@ -121,12 +125,14 @@ __all__ = [
     "BandedRidgeEncoder",
     "DiffusionPrior",
     "EEGDecoder",
+    "FeatureDecoder",
     "FwrfRidgeEncoder",
     "FwrfTrainer",
     "L2LiREncoder",
     "LinearEncoder",
     "LowLevelDecoder",
     "OLSEncoder",
+    "ReAlnetEncoder",
     "RidgeEncoder",
     "__version__",
     "channel_experiment",

@@ -10,10 +10,25 @@ _WIDTHS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 """Channels and number of the convolutions before each pooling."""
 
 
+def _short_names() -> dict[str, str]:
+    """Return what stands for ``conv1_1`` ... ``conv5_4``, before the rectifiers, and ``fc6``..8."""
+    names, step = {}, 0
+    for block, (_, count) in enumerate(_WIDTHS, 1):
+        for number in range(1, count + 1):
+            names[f"conv{block}_{number}"] = f"features.{step}"
+            step += 2
+        step += 1
+    return names | {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
+
+
 class VGG19(ConvNet):
-    """VGG19 without batch norm; its poolings are features 4, 9, 18, 27 and 36."""
+    """VGG19 without batch norm; its poolings are features 4, 9, 18, 27 and 36.
+
+    ``conv1_1`` to ``conv5_4`` and ``fc6`` to ``fc8`` are its layers before the rectifiers.
+    """
 
     smallest = 32
+    aliases = _short_names()
 
     def __init__(self, classes: int = 1000):
         super().__init__()

@@ -1,4 +1,4 @@
-"""decode: embeddings of responses, lazily and with labels."""
+"""decode: embeddings or features of responses, lazily and with labels."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from nedx.compute.batches import batches, checked
 from nedx.compute.devices import check_device, forward_slot, resolve_device
 from nedx.compute.planned import Indexer, PlannedArray
 from nedx.compute.references import ModelRef
+from nedx.decoding.feature_decoder_decode import decode_features, map_subjects
+from nedx.decoding.feature_decoder_model import FeatureModel
+from nedx.decoding.feature_decoder_samples import averaged_by
 from nedx.decoding.fitting_in import fitting_response
 from nedx.decoding.model import NeuralDecoder
 from nedx.decoding.recipe import DecoderRecipe, Member
@@ -32,13 +35,14 @@ from nedx.store.location import Location
 
 
 def decode(
-    ds: xr.Dataset,
+    ds: xr.Dataset | xr.DataTree,
     model: Any,
     *,
     device: str = "auto",
     batch_size: int | None = None,
-) -> xr.Dataset:
-    """Make embeddings of responses.
+    average: str | None = None,
+) -> Any:
+    """Make embeddings of responses, or features of network layers.
 
     Nothing is computed and no weights are read before values are asked for. Images, subjects and
     repetitions that are selected later are all that is read and decoded.
@@ -48,18 +52,24 @@ def decode(
     ds : Dataset
         ``response ([subject,] image | trial[, repetition], channel, time)``. Channels are found by
         name, whatever their order; more channels and times than the model takes may be there.
-    model : NeuralDecoder, fitted EEGDecoder, str, Path or Location
+        Decoders of features take ``response (..., voxel)``. Of a DataTree, each child is decoded.
+    model : NeuralDecoder, FeatureModel, fitted EEGDecoder or FeatureDecoder, str, Path or Location
         A decoder, or where one lies.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     batch_size : int, optional
-        Responses in one forward pass, instead of the recipe's; independent of chunks.
+        Responses in one forward pass, instead of the recipe's; independent of chunks. Decoders
+        of features have no use for it.
+    average : str, optional
+        A label of trials, such as ``"image_id"``: trials that agree in it are averaged first, and
+        it becomes their ``image_id``.
 
     Returns
     -------
-    Dataset
+    Dataset or DataTree
         What was given, with ``embedding ([subject,] image | trial[, repetition], feature)``
-        float32, whose attributes say what made it.
+        float32, whose attributes say what made it; or of a decoder of features with
+        ``feature_<layer> ([roi, subject,] image | trial[, repetition], <unit dims>)``.
 
     Raises
     ------
@@ -75,6 +85,16 @@ def decode(
     """
     check_device(device)
     decoder = _decoder(model)
+    if average is not None:
+        ds = averaged_by(ds, average)
+    if isinstance(decoder, FeatureModel):
+        return map_subjects(ds, lambda one: _with_features(one, decoder, device))
+    return map_subjects(ds, lambda one: _with_embedding(one, decoder, device, batch_size))
+
+
+def _with_embedding(
+    ds: xr.Dataset, decoder: NeuralDecoder, device: str, batch_size: int | None
+) -> xr.Dataset:
     array = fitting_response(ds, decoder.recipe)
     sample, subject = sample_dim(ds), role_dim(ds, "subject")
     labels = [whose(ds)] if subject is None else [subject_label(str(s)) for s in ds[subject].values]
@@ -235,7 +255,11 @@ class DecodePlan:
         return Sliced(PlannedArray(narrowed), features)
 
 
-def _decoder(model: Any) -> NeuralDecoder:
+def _with_features(ds: xr.Dataset, model: FeatureModel, device: str) -> xr.Dataset:
+    return _with_partition(decode_features(ds, model, device=device), model, sample_dim(ds))
+
+
+def _decoder(model: Any) -> NeuralDecoder | FeatureModel:
     """Return the decoder that a person means."""
     if hasattr(model, "fit"):
         if not hasattr(model, "model_"):
@@ -247,7 +271,7 @@ def _decoder(model: Any) -> NeuralDecoder:
         from nedx.encoding.model import load_model
 
         model = load_model(model)
-    if not isinstance(model, NeuralDecoder):
+    if not isinstance(model, NeuralDecoder | FeatureModel):
         raise ModelError(
             f"decode takes a decoder, not {type(model).__name__}. Type: "
             "nedx.EEGDecoder().fit(responses, targets)"
@@ -273,7 +297,9 @@ def _provenance(decoder: NeuralDecoder, ds: xr.Dataset, device: str) -> dict[str
     return {name: value for name, value in attrs.items() if value is not None}
 
 
-def _with_partition(ds: xr.Dataset, decoder: NeuralDecoder, sample: str) -> xr.Dataset:
+def _with_partition(
+    ds: xr.Dataset, decoder: NeuralDecoder | FeatureModel, sample: str
+) -> xr.Dataset:
     """Say which images the decoder has seen, unless the responses say what they are for."""
     if "partition" in ds or "image_id" not in ds.coords or "known_image" not in decoder.known:
         return ds

@@ -96,7 +96,7 @@ def by_subject(responses: Responses) -> dict[str, xr.Dataset]:
         If there is nothing to decode, images have no ids, or subjects have other channels, times
         or units.
     """
-    found = dict(_subjects(responses))
+    found = dict(each_subject(responses))
     if not found:
         raise ModelError("no child of this DataTree holds a 'response'")
     (first, reference), *others = found.items()
@@ -123,7 +123,8 @@ def by_subject(responses: Responses) -> dict[str, xr.Dataset]:
     return found
 
 
-def _subjects(responses: Responses) -> Iterator[tuple[str, xr.Dataset]]:
+def each_subject(responses: Responses) -> Iterator[tuple[str, xr.Dataset]]:
+    """Yield label and responses of each subject, without dimension of subjects."""
     if isinstance(responses, xr.DataTree):
         for name, child in responses.children.items():
             if "response" in child.to_dataset():

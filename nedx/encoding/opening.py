@@ -26,7 +26,7 @@ def open_model(location: Location) -> Any:
 
     Returns
     -------
-    LinearEncoder, FwrfEncoder, NeuralDecoder or PriorModel
+    LinearEncoder, FwrfEncoder, ReAlnetModel, NeuralDecoder or PriorModel
 
     Raises
     ------
@@ -51,11 +51,19 @@ def open_model(location: Location) -> Any:
         from nedx.decoding.storing import open_decoder
 
         return open_decoder(location, dict(root.attrs))
+    if root.attrs.get("model_type") == "feature_decoder":
+        from nedx.decoding.feature_decoder_storing import open_feature_model
+
+        return open_feature_model(location, dict(root.attrs))
     recipe = _recipe(location, dict(root.attrs))
     if root.attrs.get("model_type") == "fwrf":
         from nedx.encoding.fwrf_model import open_fwrf
 
         return open_fwrf(location, recipe, dict(root.attrs))
+    if root.attrs.get("model_type") == "realnet":
+        from nedx.encoding.realnet_store import open_realnet
+
+        return open_realnet(location, recipe, dict(root.attrs))
     if root.attrs.get("model_type") == "fwrf_gaussian":
         from nedx.encoding.fwrf_gaussian import open_gaussian
 

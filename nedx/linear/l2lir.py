@@ -12,20 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nedx.compute.devices import resolve_device
 from nedx.errors import ModelError
+from nedx.linear.l2lir_solving import gram_matrix, ranked, solved, strengths
 from nedx.linear.streaming import Matrix, check_paired, column_blocks
 
 if TYPE_CHECKING:
     import torch
 
+BLOCK_BYTES = 2**29
+"""For blocks of units, unless something else is said."""
+
 _CONSTANT = 1e-8
 _UNITS = 2048
-_GATHERED_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ def fit_l2lir(
     alpha: float = 100.0,
     n_features: int | None = 500,
     *,
+    rows: np.ndarray | None = None,
+    memory: int = BLOCK_BYTES,
     device: str = "auto",
 ) -> L2LiRFit:
     """Choose inputs for each unit and regress it on them.
@@ -95,6 +101,11 @@ def fit_l2lir(
         The penalty of all weights.
     n_features : int, optional
         Inputs chosen for each unit; all where None, or where there are no more.
+    rows : ndarray of int, (sample,), optional
+        The row of `y` of each sample, where samples share rows as repeats of an image do; by
+        default each has its own.
+    memory : int
+        Bytes for a block of units, beside the inputs, their Gram matrix and the result.
     device : str
         Where to compute.
 
@@ -112,90 +123,144 @@ def fit_l2lir(
     ModelError
         If shapes differ, values are not finite, or the penalty or number of inputs cannot be.
     """
+    single = np.dtype(getattr(y, "dtype", np.asarray(y).dtype)) != np.float64
+    dtype = np.dtype(np.float32 if single else np.float64)
+    check_penalty(alpha, n_features)
+    inputs = L2LiRInputs(x, rows=rows, dtype=dtype, device=device)
+    fits = [fit for _, fit in inputs.fit_blocks(y, alpha, n_features, memory=memory)]
+    index, weight, bias = (
+        np.concatenate([getattr(fit, name) for fit in fits]) for name in ("index", "weight", "bias")
+    )
+    return L2LiRFit(index, weight, bias, inputs.count)
+
+
+def check_penalty(alpha: float, n_features: int | None) -> None:
+    """Refuse a penalty or a number of inputs that cannot be."""
     if not alpha > 0:
         raise ModelError(f"alpha is {alpha!r}; expected a positive number")
     if n_features is not None and n_features < 1:
         raise ModelError(f"n_features is {n_features}; type a number from 1, or None for all")
-    single = np.dtype(getattr(y, "dtype", np.asarray(y).dtype)) != np.float64
-    dtype = np.dtype(np.float32 if single else np.float64)
-    place = resolve_device(device)
-    units = Matrix(y, "units", dtype, place)
-    check_paired(len(x), units, "inputs")
-    solver = _Solver(Matrix(x, "inputs", dtype, place).whole(), alpha)
-    inputs = solver.x.shape[1] - 1
-    some = n_features if n_features is not None and n_features < inputs else None
-    parts = [
-        solver.all_inputs(block) if some is None else solver.chosen(block, some)
-        for block in (units.columns(part).whole() for part in column_blocks(units, _UNITS))
-    ]
-    index, weights = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return L2LiRFit(index, weights[:, :-1], weights[:, -1], inputs)
 
 
-class _Solver:
-    """The inputs with a constant beside them, and their Gram matrix."""
+class L2LiRInputs:
+    """Inputs that units are regressed on; their one Gram matrix serves all units and penalties.
 
-    def __init__(self, x: torch.Tensor, alpha: float):
+    Parameters
+    ----------
+    x : ndarray or dask array, (sample, input)
+        Read once.
+    rows : ndarray of int, (sample,), optional
+        The row of the units of each sample; by default each has its own.
+    dtype : numpy dtype
+        Of all arithmetic, float32 or float64.
+    device : str
+        Where to compute.
+
+    Raises
+    ------
+    ModelError
+        If values are not finite, or there is not a row for each sample.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        *,
+        rows: np.ndarray | None = None,
+        dtype: Any = np.float32,
+        device: str = "auto",
+    ):
         import torch
 
-        self.x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-        self.alpha = alpha
-        centred = (x - x.mean(0)).double()
-        variance = centred.square().mean(0)
-        self.scale = variance.rsqrt().where(variance >= _CONSTANT, variance.new_zeros(()))
-        self.mean = x.mean(0, dtype=torch.float64)
-        self._gram: torch.Tensor | None = None
+        self._dtype, self._place = np.dtype(dtype), resolve_device(device)
+        values = Matrix(x, "inputs", self._dtype, self._place).whole()
+        self.samples, self.count = values.shape
+        if rows is not None and (len(rows) != self.samples or rows.dtype.kind not in "iu"):
+            raise ModelError(f"there are {len(rows)} rows of units for {self.samples} samples")
+        self._rows = None if rows is None else torch.as_tensor(rows, device=self._place).long()
+        self._x = torch.cat([values, values.new_ones(len(values), 1)], 1)
+        mean = values.mean(0, dtype=torch.float64)
+        variance = (values - mean.to(values.dtype)).double().square().mean(0)
+        scale = variance.rsqrt().where(variance >= _CONSTANT, variance.new_zeros(()))
+        self._mean, self._scale = mean, scale
 
-    def all_inputs(self, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def fit_blocks(
+        self,
+        y: Any,
+        alpha: float,
+        n_features: int | None,
+        *,
+        memory: int = BLOCK_BYTES,
+    ) -> Iterator[tuple[slice, L2LiRFit]]:
+        """Fit units block by block, as `fit_l2lir` does.
+
+        Yields
+        ------
+        tuple of slice and L2LiRFit
+            Which units, and their fit.
+        """
+        check_penalty(alpha, n_features)
+        units = Matrix(y, "units", self._dtype, self._place)
+        check_paired(self.rows_needed, units, "inputs")
+        for part in column_blocks(units, self.block_width(memory, n_features)):
+            yield part, self.fit(units.columns(part).whole(), alpha, n_features)
+
+    def fit(self, y: torch.Tensor, alpha: float, n_features: int | None) -> L2LiRFit:
+        """Fit the units of one block, a tensor (row, unit) of this dtype."""
+        y = y.to(self._place)
+        if n_features is None or n_features >= self.count:
+            index, weights = self._with_all(y, alpha)
+        else:
+            index, weights = self._with_chosen(y, alpha, n_features)
+        return L2LiRFit(index, weights[:, :-1], weights[:, -1], self.count)
+
+    @cached_property
+    def rows_needed(self) -> int:
+        """How many rows units must have."""
+        return self.samples if self._rows is None else int(self._rows.max()) + 1
+
+    def block_width(self, memory: int, n_features: int | None) -> int:
+        """Return how many units fit in the memory for a block."""
+        chosen = self.count if n_features is None else min(n_features, self.count)
+        # Products with the inputs and strengths, which are sorted out as float64; the units in the
+        # dtype they are read in; indices and weights.
+        each = 24 * self.count + 16 * self.rows_needed + 16 * chosen
+        return max(1, min(_UNITS, memory // each))
+
+    @cached_property
+    def _sums(self) -> torch.Tensor:
+        """The inputs (row, input and constant), summed over the samples of a row."""
+        if self._rows is None:
+            return self._x
+        return self._x.new_zeros(self.rows_needed, self.count + 1).index_add_(
+            0, self._rows, self._x
+        )
+
+    @cached_property
+    def _gram(self) -> torch.Tensor:
+        return gram_matrix(self._x)
+
+    def _with_all(self, y: torch.Tensor, alpha: float) -> tuple[np.ndarray, np.ndarray]:
         """Solve without a choice, by the Gram matrix of inputs or of samples, whichever is less."""
         import torch
 
-        samples, width = self.x.shape
-        if samples > width:
-            weights = torch.cholesky_solve(self.x.T @ y, torch.linalg.cholesky(self.gram))
+        if self.samples > self.count + 1:
+            gram = self._gram.clone()
+            gram.diagonal().add_(alpha)
+            weights = torch.cholesky_solve(self._sums.T @ y, torch.linalg.cholesky(gram))
         else:
-            gram = self.x @ self.x.T
-            gram.diagonal().add_(self.alpha)
-            weights = self.x.T @ torch.cholesky_solve(y, torch.linalg.cholesky(gram))
-        index = np.broadcast_to(np.arange(width - 1, dtype=np.int32), (y.shape[1], width - 1))
+            gram = self._x @ self._x.T
+            gram.diagonal().add_(alpha)
+            y = y if self._rows is None else y[self._rows]
+            weights = self._x.T @ torch.cholesky_solve(y, torch.linalg.cholesky(gram))
+        index = np.broadcast_to(np.arange(self.count, dtype=np.int32), (y.shape[1], self.count))
         return index, weights.T.cpu().numpy()
 
-    def chosen(self, y: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _with_chosen(
+        self, y: torch.Tensor, alpha: float, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Choose inputs for each unit and solve with them."""
-        import torch
-
-        cross = self.x.T @ y
-        index = self._ranked(cross[:-1], y, count)
-        bias = index.new_full((len(index), 1), len(cross) - 1)
-        joined = torch.cat([index, bias], 1)
-        weights = cross.new_empty(joined.shape)
-        step = max(1, _GATHERED_BYTES // (joined.shape[1] ** 2 * cross.element_size()))
-        for part in _steps(len(joined), step):
-            rows = joined[part]
-            gathered = self.gram[rows[:, :, None], rows[:, None, :]]
-            right = cross.T[part].gather(1, rows)[..., None]
-            factor = torch.linalg.cholesky(gathered)
-            weights[part] = torch.cholesky_solve(right, factor)[..., 0]
-        return index.to(torch.int32).cpu().numpy(), weights.cpu().numpy()
-
-    def _ranked(self, cross: torch.Tensor, y: torch.Tensor, count: int) -> torch.Tensor:
-        """Return the inputs of largest correlation, (unit, count), rising."""
-        import torch
-
-        # The spread of a unit is the same for all inputs and does not change their order.
-        covariance = cross.double() - torch.outer(self.mean, y.sum(0, dtype=torch.float64))
-        strength = (covariance * self.scale[:, None]).abs().T
-        return strength.topk(count, dim=1, sorted=False).indices.sort(1).values
-
-    @property
-    def gram(self) -> torch.Tensor:
-        """The Gram matrix with the penalty on its diagonal, that of the constant included."""
-        if self._gram is None:
-            self._gram = self.x.T @ self.x
-            self._gram.diagonal().add_(self.alpha)
-        return self._gram
-
-
-def _steps(count: int, step: int) -> Iterator[slice]:
-    for start in range(0, count, step):
-        yield slice(start, start + step)
+        cross = self._sums.T @ y
+        index = ranked(strengths(cross, self._mean, self._scale), count)
+        weights = solved(self._gram, cross, index, alpha)
+        return index.int().cpu().numpy(), weights.cpu().numpy()

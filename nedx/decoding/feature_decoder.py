@@ -1,0 +1,280 @@
+"""`FeatureDecoder`: the features of networks, unit by unit, from responses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from sklearn.base import BaseEstimator
+
+from nedx.backbones.recipe import BackboneRecipe
+from nedx.compute.devices import check_device
+from nedx.compute.references import ModelRef
+from nedx.config import cache_dir
+from nedx.decoding.feature_decoder_layers import TrueFeatures, true_features
+from nedx.decoding.feature_decoder_model import FeatureModel
+from nedx.decoding.feature_decoder_recipe import FeatureDecoderRecipe
+from nedx.decoding.feature_decoder_samples import (
+    MADE_BY,
+    Trials,
+    checked_responses,
+    read_trials,
+    roi_positions,
+    standardization,
+    standardized,
+)
+from nedx.decoding.feature_decoder_storing import FeatureModelWriter
+from nedx.decoding.samples import Responses, each_subject
+from nedx.encoding.loading import LOADER
+from nedx.errors import ModelError
+from nedx.linear.l2lir import BLOCK_BYTES, L2LiRInputs, check_penalty
+from nedx.linear.streaming import Matrix, column_blocks
+from nedx.preprocessing.repetitions import average_repetitions
+from nedx.schema import role_dim
+from nedx.selection import Names
+from nedx.store.location import Location
+
+_FROM_DATASET = ("dataset", "license", "citation")
+
+
+class FeatureDecoder(BaseEstimator):
+    """Decode the features of network layers from responses, each unit from its own voxels.
+
+    The method of Horikawa & Kamitani 2017, Nature Communications 8:15037, as Shen et al. 2019,
+    PLoS Computational Biology 15:e1006633, and Ho et al. 2023, NeuroImage 271:120007, use it: for
+    each unit the voxels are chosen that correlate best, and it is regressed on these with a ridge
+    penalty. Responses are standardised over all trials, features over the images.
+
+    Parameters
+    ----------
+    backbone : str or BackboneRecipe
+        The network, where features are computed of images.
+    layers : sequence of str, optional
+        Which; by default all that are given, or of ``"vgg19"`` its 19 layers before the rectifiers
+        (``conv1_1`` to ``conv5_4``, ``fc6`` to ``fc8``), of other networks those of their recipe.
+    roi : str or sequence of str, optional
+        ROIs, each with a decoder of its own; all neuroids by default.
+    n_voxels : int
+        Chosen for each unit.
+    alpha : float
+        The penalty, of the bias too.
+    average : bool
+        Average the trials of each image before the fit, rather than fit to single trials.
+    memory : int
+        Bytes for a block of units, beside one ROI's responses and their Gram matrix.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Attributes
+    ----------
+    model_ : FeatureModel
+        What was fitted; its weights lie in the cache until they are written elsewhere.
+
+    Examples
+    --------
+    >>> decoder = nedx.FeatureDecoder(layers=["conv5_4", "fc6"], roi=["V1", "HVC"])
+    >>> decoded = test.ned.decode(decoder.fit(images, train))
+    """
+
+    model_: FeatureModel
+
+    def __init__(
+        self,
+        backbone: str | BackboneRecipe = "vgg19",
+        layers: Sequence[str] | None = None,
+        *,
+        roi: Names | None = None,
+        n_voxels: int = 500,
+        alpha: float = 100.0,
+        average: bool = False,
+        memory: int = BLOCK_BYTES,
+        device: str = "auto",
+    ):
+        self.backbone = backbone
+        self.layers = layers
+        self.roi = roi
+        self.n_voxels = n_voxels
+        self.alpha = alpha
+        self.average = average
+        self.memory = memory
+        self.device = device
+
+    @property
+    def recipe(self) -> BackboneRecipe:
+        """The recipe of the network, with the layers asked for, maps kept whole."""
+        from nedx.backbones.registry import default_recipe
+
+        if not isinstance(self.backbone, str):
+            changes = {"layers": tuple(self.layers)} if self.layers is not None else {}
+            return BackboneRecipe.model_validate({**self.backbone.model_dump(), **changes})
+        layers = self.layers
+        if layers is None and self.backbone == "vgg19":
+            from nedx.backbones.vgg import VGG19
+
+            layers = tuple(VGG19.aliases)
+        given = {} if layers is None else {"layers": tuple(layers)}
+        return default_recipe(self.backbone, pooling="flatten", **given)
+
+    def fit(self, stimuli: xr.Dataset, responses: Responses) -> FeatureDecoder:
+        """Fit to features of images and the responses to these, paired by ``image_id``.
+
+        Parameters
+        ----------
+        stimuli : Dataset
+            ``feature_<layer> (image, ...)``, ``features (image, feature)`` with ``layer
+            (feature)``, or ``pixels (image, y, x, rgb)``, of which features are computed.
+        responses : Dataset or DataTree
+            ``response ([subject,] trial | image[, repetition], <neuroid>)``, of one subject or of
+            several.
+
+        Returns
+        -------
+        FeatureDecoder
+            This one.
+
+        Raises
+        ------
+        ModelError
+            If images have no features, ROIs or layers are absent, or values are NaN.
+        """
+        check_penalty(self.alpha, self.n_voxels)
+        check_device(self.device)
+        subjects = dict(each_subject(responses))
+        if self.average:
+            subjects = {name: _averaged(ds) for name, ds in subjects.items()}
+        rois = [self.roi] if isinstance(self.roi, str) else self.roi
+        places = {name: roi_positions(ds, rois, name) for name, ds in subjects.items()}
+        attrs = _shared_attrs(subjects)
+        wanted = None if self.layers is None else list(self.layers)
+        with true_features(stimuli, self.recipe, wanted, self.device) as layers:
+            for name, ds in subjects.items():
+                _check_paired(ds, layers, name)
+            partial = cache_dir() / "models" / f"{uuid.uuid4().hex}.partial"
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.model_ = self._write(partial, subjects, places, layers, attrs)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        return self
+
+    def _write(
+        self,
+        partial: Path,
+        subjects: Mapping[str, xr.Dataset],
+        places: Mapping[str, Mapping[str, np.ndarray]],
+        layers: Mapping[str, TrueFeatures],
+        attrs: Mapping[str, Any],
+    ) -> FeatureModel:
+        """Fit into a folder of the cache, which is then called by what is in it."""
+        writer = FeatureModelWriter(Location.of(partial))
+        alphas: dict[str, float] = {}
+        known: dict[str, None] = {}
+        for subject, ds in subjects.items():
+            trials = read_trials(ds, subject)
+            known.update(dict.fromkeys(trials.images))
+            for roi, positions in places[subject].items():
+                alphas |= self._fit_roi(writer, f"{subject}/{roi}", trials, positions, layers)
+        first = next(iter(subjects.values()))
+        recipe = FeatureDecoderRecipe(
+            layers={name: one.shape for name, one in layers.items()},
+            subjects={n: ds["response"].sizes[_neuroid(ds)] for n, ds in subjects.items()},
+            rois=tuple(next(iter(places.values()))),
+            neuroid=_neuroid(first),
+            n_voxels=self.n_voxels,
+            alpha=alphas,
+            averaged=self.average,
+            **attrs,
+        )
+        seen = xr.Dataset(
+            coords={
+                "known_image": np.array(list(known), dtype=object),
+                "known_partition": ("known_image", np.array(["train"] * len(known), dtype=object)),
+            }
+        )
+        sha256 = writer.finish(recipe, seen)
+        place = partial.with_name(f"{sha256[:32]}-{uuid.uuid4().hex[:8]}")
+        os.rename(partial, place)
+        ref = ModelRef(LOADER, Location.of(place), recipe.model_dump_json(), sha256)
+        return FeatureModel(recipe, ref, seen)
+
+    def _fit_roi(
+        self,
+        writer: FeatureModelWriter,
+        group: str,
+        trials: Trials,
+        positions: np.ndarray,
+        layers: Mapping[str, TrueFeatures],
+    ) -> dict[str, float]:
+        """Fit all layers to the responses of one ROI, whose Gram matrix is computed once."""
+        import torch
+
+        chosen = trials.values[:, positions]
+        mean, deviation = standardization(chosen)
+        arrays = {
+            "position": positions,
+            "response_mean": mean,
+            "response_deviation": np.where(deviation > 0, deviation, 1),
+        }
+        writer.voxels(group, arrays)
+        x = standardized(chosen, mean, deviation)
+        inputs = L2LiRInputs(x, rows=trials.rows, dtype=x.dtype, device=self.device)
+        alphas = {}
+        for layer, one in layers.items():
+            alphas[f"{group}/{layer}"] = float(self.alpha)
+            values = one.of_images(trials.images, layer)
+            units = Matrix(values, f"features of {layer!r}", x.dtype)
+            for part in column_blocks(units, inputs.block_width(self.memory, self.n_voxels)):
+                y = units.columns(part).whole().numpy()
+                y_mean, y_deviation = standardization(y)
+                z = torch.from_numpy(standardized(y, y_mean, y_deviation))
+                found = inputs.fit(z, float(self.alpha), self.n_voxels)
+                block = {
+                    "index": found.index,
+                    "weight": found.weight,
+                    "bias": found.bias,
+                    "feature_mean": y_mean,
+                    "feature_deviation": y_deviation,
+                }
+                writer.units(f"{group}/{layer}", units.shape[1], part, block)
+        return alphas
+
+
+def _neuroid(ds: xr.Dataset) -> str:
+    return str(checked_responses(ds).dims[-1])
+
+
+def _averaged(ds: xr.Dataset) -> xr.Dataset:
+    has_trials = role_dim(ds, "trial") is not None or role_dim(ds, "repetition") is not None
+    return average_repetitions(ds) if has_trials else ds
+
+
+def _check_paired(ds: xr.Dataset, layers: Mapping[str, TrueFeatures], subject: str) -> None:
+    """Refuse images without features, before responses are read."""
+    if "image_id" not in ds.coords:
+        raise ModelError(f"the responses of {subject!r} have no 'image_id' to find features by")
+    names = list(dict.fromkeys(map(str, ds["image_id"].values)))
+    for layer, one in layers.items():
+        one.of_images(names, layer)
+
+
+def _shared_attrs(subjects: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """Return what responses say of themselves; all subjects must say the same of their units."""
+    (first, reference), *others = subjects.items()
+    made = {k: reference["response"].attrs.get(k, v) for k, v in MADE_BY.items()}
+    for name, ds in others:
+        theirs = {k: ds["response"].attrs.get(k, v) for k, v in MADE_BY.items()}
+        if theirs != made:
+            raise ModelError(
+                f"responses of {name} are {theirs}, of {first} {made}: bring them to the same"
+            )
+    about = {k: str(reference.attrs[k]) for k in _FROM_DATASET if reference.attrs.get(k)}
+    source = reference.attrs.get("source")
+    known = {"training_source": source} if source in ("measured", "synthetic") else {}
+    return {**made, **about, **known}

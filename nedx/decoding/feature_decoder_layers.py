@@ -1,0 +1,191 @@
+"""The true features that a decoder is fitted to: read, or computed of images, layer by layer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+
+from nedx.backbones.recipe import BackboneRecipe
+from nedx.encoding.features import encode_features
+from nedx.errors import ModelError, close_matches
+from nedx.metrics.layers import layers_of
+from nedx.schema import sample_dim
+
+_HELD_BYTES = 2**30
+_UNITS_PER_CHUNK = 4096
+_ADVICE = "Type: nedx.encode_features(images, 'vgg19'), or give images themselves"
+
+
+@dataclass(frozen=True, eq=False)
+class TrueFeatures:
+    """Features of one layer.
+
+    Attributes
+    ----------
+    values : ndarray or dask array (image, unit)
+        Units in C order of ``shape``.
+    shape : tuple of int
+        Of the units of an image.
+    image_id : ndarray of object, (image,)
+    """
+
+    values: np.ndarray | da.Array = field(repr=False)
+    shape: tuple[int, ...]
+    image_id: np.ndarray = field(repr=False)
+
+    def of_images(self, names: Sequence[str], layer: str) -> np.ndarray | da.Array:
+        """Return the rows of some images.
+
+        Raises
+        ------
+        ModelError
+            If they have none.
+        """
+        places = {str(name): i for i, name in enumerate(self.image_id)}
+        missing = [name for name in names if name not in places]
+        if len(missing) == len(names):
+            raise ModelError(
+                f"responses and features of {layer!r} share no image: the responses are to "
+                f"{names[0]!r} and {len(names) - 1} others, features are of "
+                f"{str(self.image_id[0])!r} and {len(places) - 1} others. Both need the same "
+                "'image_id'"
+            )
+        if missing:
+            raise ModelError(
+                f"{len(missing)} of {len(names)} images have no features of {layer!r}, first "
+                f"{missing[0]!r}; {close_matches(missing[0], places)}"
+            )
+        return self.values[np.array([places[name] for name in names])]
+
+
+@contextmanager
+def true_features(
+    given: xr.Dataset, recipe: BackboneRecipe | None, layers: Sequence[str] | None, device: str
+) -> Iterator[dict[str, TrueFeatures]]:
+    """Find the features of each layer in a Dataset, or compute them of its images.
+
+    Those that are computed and do not fit into memory lie in a temporary folder meanwhile, so
+    that the network runs once.
+
+    Parameters
+    ----------
+    given : Dataset
+        ``feature_<layer> (image, ...)``, ``features (image, feature)`` with ``layer (feature)``,
+        or ``pixels (image, y, x, rgb)``.
+    recipe : BackboneRecipe, optional
+        Computes features of pixels.
+    layers : sequence of str, optional
+        Which; all by default.
+    device : str
+        Where the network runs.
+
+    Raises
+    ------
+    ModelError
+        If there are none, or a layer is missing, or images are named twice.
+    """
+    if not isinstance(given, xr.Dataset):
+        raise ModelError(f"features or images are a Dataset, not {type(given).__name__}. {_ADVICE}")
+    held = any(str(name).startswith("feature_") for name in given) or "features" in given
+    if held:
+        yield _read(given, layers)
+        return
+    if "pixels" not in given or recipe is None:
+        raise ModelError(f"there are neither features nor pixels, only {list(given)}. {_ADVICE}")
+    shapes = layer_shapes(recipe, given)
+    computed = encode_features(given, recipe, device=device)
+    with tempfile.TemporaryDirectory(prefix="nedx-features-") as folder:
+        values = _kept(computed["features"].data, Path(folder))
+        computed = computed.assign(features=(("image", "feature"), values))
+        found = _read(computed, list(recipe.layers))
+        yield {name: replace(one, shape=shapes[name]) for name, one in found.items()}
+
+
+def layer_shapes(recipe: BackboneRecipe, given: xr.Dataset) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each layer: of maps that are not pooled ``(channel, y, x)``."""
+    import contextlib
+
+    import torch
+
+    from nedx.backbones import registry
+    from nedx.backbones.taps import Enough
+    from nedx.stimuli.preprocessing import policy
+
+    height, width = policy(recipe.policy).output_shape(*given["pixels"].shape[1:3])
+    with torch.device("meta"):
+        network = registry.factory(recipe)()
+    names = {network.aliases.get(layer, layer): layer for layer in recipe.layers}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def measure(name: str, activation: torch.Tensor) -> None:
+        own = tuple(activation.shape[1:])
+        kept = len(own) == 3 and recipe.pooling == "flatten"
+        shapes[names[name]] = own if kept else (int(np.prod(own)),)
+        if len(shapes) == len(names):
+            raise Enough
+
+    device = next((tensor.device for tensor in network.parameters()), torch.device("meta"))
+    network.eval()
+    with torch.inference_mode(), contextlib.suppress(Enough):
+        network.stream(torch.zeros(1, 3, height, width, device=device), frozenset(names), measure)
+    return shapes
+
+
+def _read(given: xr.Dataset, layers: Sequence[str] | None) -> dict[str, TrueFeatures]:
+    there = {name or "features": array for name, array in layers_of(given).items()}
+    wanted = list(there) if layers is None else list(layers)
+    for layer in wanted:
+        if layer not in there:
+            raise ModelError(
+                f"there are no features of the layer {layer!r}: {close_matches(layer, there)}"
+            )
+    return {layer: _flat(layer, there[layer]) for layer in wanted}
+
+
+def _flat(layer: str, array: xr.DataArray) -> TrueFeatures:
+    if "image_id" not in array.coords:
+        raise ModelError(
+            f"the features of {layer!r} have no 'image_id' to find images by. Type: "
+            "ds.assign_coords(image_id=('image', names))"
+        )
+    sample = sample_dim(array)
+    array = array.transpose(sample, ...)
+    ids = array["image_id"].values.astype(str).astype(object)
+    if len(set(ids)) < len(ids):
+        each, counts = np.unique(ids.astype(str), return_counts=True)
+        raise ModelError(f"several features are of {each[counts > 1][0]!r}: image_id must differ")
+    data, shape = array.data, tuple(array.shape[1:])
+    if isinstance(data, da.Array):
+        data = data.rechunk(dict.fromkeys(range(2, data.ndim), -1))
+    return TrueFeatures(data.reshape(len(ids), -1), shape, ids)
+
+
+def _kept(values: da.Array, folder: Path) -> np.ndarray | da.Array:
+    """Compute features once: into memory, or where they are large into a folder."""
+    if values.nbytes <= _HELD_BYTES:
+        held: np.ndarray = values.compute()
+        return held
+    chunks = (values.chunksize[0], _UNITS_PER_CHUNK)
+    place = zarr.create_array(
+        folder / "features", shape=values.shape, dtype="float32", chunks=chunks, compressors=None
+    )
+    with dask.config.set(scheduler="synchronous"):
+        stop = 0
+        for block, length in enumerate(values.chunks[0]):
+            place[stop : stop + length] = values.blocks[block].compute()
+            stop += length
+    return da.from_zarr(place)
+
+
+def described(layers: Mapping[str, TrueFeatures]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each layer."""
+    return {name: one.shape for name, one in layers.items()}
