@@ -48,6 +48,7 @@ _ENTRIES = {
         "gabor:GaborPyramid", tuple(f"energy_{scale}" for scale in range(4)), "raw01", "avg8"
     ),
     "gnet": Entry("gnet:GNet", ("F1", "F2", "F3"), "fwrf"),
+    "cornet_s": Entry("cornet_s:CORnetS", ("V1", "V2", "V4", "IT"), "imagenet"),
 }
 
 
