@@ -10,6 +10,7 @@ import xarray as xr
 
 from nedx.decoding.fitting_in import checked_response
 from nedx.errors import ModelError, close_matches
+from nedx.metrics.repeats import labels_of
 from nedx.preprocessing.repetitions import average_repetitions, stack_repetitions
 from nedx.schema import role_dim, sample_dim, subject_label
 
@@ -182,7 +183,7 @@ def paired(
     ModelError
         If an image has no target.
     """
-    missing = [name for name in ds["image_id"].values.astype(str) if name not in targets]
+    missing = [name for name in labels_of(ds, "image_id") if name not in targets]
     if missing:
         raise ModelError(
             f"{len(missing)} of {ds['image_id'].size} images of {subject!r} have no target, first "
@@ -201,6 +202,6 @@ def _samples(subject: str, ds: xr.Dataset, targets: Mapping[str, int]) -> Sample
     array = checked_response(ds).drop_vars(list(ds["response"].coords))
     names = [*("sample", "repetition")[: array.ndim - 2], "channel", "time"]
     array = array.rename({d: n for d, n in zip(array.dims, names, strict=True) if d != n})
-    ids = ds["image_id"].values.astype(str).astype(object)
+    ids = labels_of(ds, "image_id").astype(object)
     rows = np.array([targets[name] for name in ids], np.int64)
     return Samples(subject, array, np.arange(len(ids)), rows, ids)

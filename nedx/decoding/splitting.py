@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import ModelError
+from nedx.metrics.repeats import labels_of
 from nedx.schema import sample_dim
 
 
@@ -65,13 +66,13 @@ def split_concepts(responses: Sequence[xr.Dataset], share: float, seed: int) -> 
     partition: dict[str, str] = {}
     for ds in responses:
         dim = sample_dim(ds)
-        ids = ds["image_id"].values.astype(str)
+        ids = labels_of(ds, "image_id")
         for found, name, otherwise in (
             (concepts, "category", ids),
             (partition, "partition", np.full(len(ids), "train")),
         ):
             told = name in ds and ds[name].dims == (dim,)
-            values = ds[name].values.astype(str) if told else otherwise
+            values = labels_of(ds, name) if told else otherwise
             found.update(zip(ids.tolist(), values.tolist(), strict=True))
     trained = sorted({concepts[name] for name, kind in partition.items() if kind == "train"})
     if not trained:

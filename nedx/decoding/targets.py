@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import ModelError, close_matches
+from nedx.metrics.repeats import labels_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ def read_targets(given: xr.Dataset, wanted: Iterable[str], what: str = "targets"
             f"the features of {what} need dims (image, feature) and a coordinate 'image_id', found "
             f"{list(map(str, given['features'].dims))} and {list(map(str, given.coords))}"
         )
-    ids = given["image_id"].values.astype(str)
+    ids = labels_of(given, "image_id")
     places = {name: i for i, name in enumerate(ids)}
     if len(places) < len(ids):
         each, counts = np.unique(ids, return_counts=True)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from nedx.decoding.samples import paired
 from nedx.decoding.splitting import split_concepts
+from nedx.decoding.targets import read_targets
 from nedx.errors import ModelError
-from tests.decoding.toy import responses
+from tests.decoding.toy import features, responses
 
 
 def subject(count=40, **coords):
@@ -32,6 +34,23 @@ def test_test_images_are_in_neither_part():
     assert (kinds[:10] == "test").all()
     assert sorted(set(kinds[10:])) == ["train", "val"]
     assert (kinds == "val").sum() == 6
+
+
+def test_images_and_concepts_are_named_by_any_strings():
+    ds = subject(partition=["test"] * 10 + ["train"] * 30)
+
+    def read_by_xarray(x):
+        """Return strings as xarray reads them from Zarr."""
+        names = [name for name in ("image_id", "category", "partition") if name in x.coords]
+        strings = {n: ("image", x[n].values.astype(np.dtypes.StringDType())) for n in names}
+        return x.drop_indexes("image_id", errors="ignore").assign_coords(strings)
+
+    read = read_by_xarray(ds)
+    assert split_concepts([read], 0.2, 0) == split_concepts([ds], 0.2, 0)
+    targets = read_targets(read_by_xarray(features(40)), ds["image_id"].values)
+    assert targets.rows == read_targets(features(40), ds["image_id"].values).rows
+    samples, _ = paired("sub-01", read, targets.rows, average=True)
+    assert samples.image_id.tolist() == ds["image_id"].values.tolist()
 
 
 def test_given_validation_images_are_taken():

@@ -104,6 +104,12 @@ def test_images_are_joined_by_their_ids(method):
     np.testing.assert_allclose(
         compare_rdms(a, shuffled, method), compare_rdms(a, b, method), atol=1e-12
     )
+    # As xarray reads them from Zarr.
+    strings = shuffled["image_id"].values.astype(np.dtypes.StringDType())
+    read = shuffled.drop_indexes("image_id", errors="ignore").assign_coords(
+        image_id=("image", strings)
+    )
+    xr.testing.assert_equal(compare_rdms(a, read, method), compare_rdms(a, shuffled, method))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError
+from nedx.metrics.repeats import labels_of
 from nedx.metrics.rsa.blocks import triangle
 
 Similarity = Literal["spearman", "pearson", "kendall", "cosine", "cosine_whitened"]
@@ -167,7 +168,7 @@ def _check_method(method: str) -> None:
 def _names(array: xr.DataArray, condition: str) -> np.ndarray:
     for name in ("image_id", condition):
         if name in array.coords and array[name].dims == (condition,):
-            return np.asarray(array[name].values).astype(str)
+            return labels_of(array, name)
     raise SchemaError("an RDM", [f"no image_id ({condition}): nothing is joined by position"])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError, SelectionError, close_matches
-from nedx.metrics.repeats import response_of
+from nedx.metrics.repeats import labels_of, response_of
 from nedx.schema import neuroid_dim, role_dim, sample_dim
 
 BLOCK_BYTES = 32 * 2**20
@@ -124,7 +124,7 @@ def _folded(
 def _labels(array: xr.DataArray, sample: str, by: str) -> np.ndarray:
     """Return the label of every sample."""
     if by in array.coords and array[by].dims == (sample,):
-        return np.asarray(array[by].values).astype(str)
+        return labels_of(array, by)
     options = [name for name, coord in array.coords.items() if coord.dims == (sample,)]
     raise SelectionError(f"no coordinate {by!r} of {sample}: {close_matches(by, options)}")
 
