@@ -57,7 +57,7 @@ def simulate_eeg(
     Raises
     ------
     SelectionError
-        If a number is below 1, or there is no such subject.
+        If a number is below 1, a seed below 0, or there is no such subject.
 
     Examples
     --------
@@ -66,6 +66,8 @@ def simulate_eeg(
     names = _subjects(subject)
     if min(n_images, repetitions, images_per_category) < 1:
         raise SelectionError("n_images, repetitions and images_per_category are 1 or more")
+    if seed < 0:
+        raise SelectionError(f"seed is a whole number from 0, not {seed}")
     repeated = {"repetition": ("repetition", np.arange(repetitions, dtype=np.int16))}
     about = {"source": "synthetic", "long_name": "simulated response"}
     target = {"units": "1", "source": "synthetic", "long_name": "target of decoding"}
@@ -101,8 +103,10 @@ def _labels(count: int, subjects: list[str], each: int) -> dict[str, Any]:
 
 
 def _subjects(subject: str | int | Sequence[str | int]) -> list[str]:
-    asked = [subject] if isinstance(subject, str | int) else list(subject)
-    names = [subject_label(one) for one in asked]
+    asked = [subject] if isinstance(subject, str | int | np.integer) else list(subject)
+    names = list(dict.fromkeys(subject_label(one) for one in asked))
+    if not names:
+        raise SelectionError(f"subject= is empty; there are: {', '.join(eeg.SUBJECTS)}")
     for name in names:
         if name not in eeg.SUBJECTS:
             raise SelectionError(

@@ -93,3 +93,12 @@ def test_numbers_below_one_are_refused(wrong):
 def test_an_unknown_subject_is_named():
     with pytest.raises(SelectionError, match="sub-09.*there are: sub-01|did you mean"):
         nedx.simulate_eeg(5, subject=9)
+
+
+def test_subjects_are_asked_for_as_elsewhere():
+    twice = nedx.simulate_eeg(5, subject=[np.int64(2), "sub-02"])
+    assert twice.subject.values.tolist() == ["sub-02"]
+    with pytest.raises(SelectionError, match="subject= is empty"):
+        nedx.simulate_eeg(5, subject=[])
+    with pytest.raises(SelectionError, match="from 0, not -1"):
+        nedx.simulate_eeg(5, seed=-1)
