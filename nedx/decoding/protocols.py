@@ -72,6 +72,8 @@ def neuralbench_retrieval(
     for aggregation in AGGREGATIONS:
         asked = xr.Dataset({"embedding": _aggregated(embedding, aggregation)})
         found = retrieve(asked, gallery, 1, device=device)
+        if found["n_candidates"] < 2:
+            raise SchemaError("what is scored", ["one image only: it has no other to rank before"])
         scores.append(_scores(found))
     return _labelled(da.stack(scores), int(found["n_candidates"]))
 

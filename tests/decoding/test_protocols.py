@@ -100,5 +100,7 @@ def test_bad_input_is_told(things):
     ds, of = things
     with pytest.raises(SchemaError, match="no variable 'embedding'"):
         nedx.neuralbench_retrieval(ds.drop_vars("embedding"), of)
+    with pytest.raises(SchemaError, match="one image only"):
+        nedx.neuralbench_retrieval(ds.isel(image=[0]), of)
     with pytest.raises(SelectionError, match="no true match of 20 of 30 image_ids"):
         nedx.neuralbench_retrieval(ds, of.isel(image=slice(10)))
