@@ -59,7 +59,7 @@ def retrieval_scores(
           and of one-to-one assignment, which is transductive, ``assignment_accuracy``;
         - each with ``_mean`` over subjects and ``_interval (..., bound)`` around it, from Student's
           t. Without subjects, or of one alone, the interval is a bootstrap over images, and there
-          is none of the median;
+          is none of the median; over trials it is too narrow where several show one image;
         - ``top1_chance (way)`` and so on: what random scores give.
 
     Raises
