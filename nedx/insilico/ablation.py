@@ -135,12 +135,18 @@ def ablate(
     Raises
     ------
     SelectionError
-        If the channels or times are not there, or are all there is, or a window should be removed.
+        If the channels or times are not there, or are all there is, or a window should be removed,
+        or noise is asked for where none is made.
     """
     if how not in get_args(How):
         raise SelectionError(f"unknown how={how!r}: {close_matches(how, get_args(How))}")
     if how == "perturb":
         return perturb(ds, channels=piece.channels, time=piece.time, seed=seed, **perturbation)
+    if perturbation:
+        raise SelectionError(
+            f"{next(iter(perturbation))}= is of how='perturb', and how={how!r} makes no noise; "
+            "leave it out"
+        )
     if how == "keep":
         return select(ds, channel=piece.channels, time=piece.time)
     if piece.channels is None or piece.time is not None:

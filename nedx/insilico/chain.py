@@ -82,6 +82,11 @@ class Chain:
         missing = [f"{name}=" for name, value in needed.items() if value is None]
         if missing:
             raise ModelError(f"retrain={self.retrain!r} needs {' and '.join(missing)}")
+        if self.retrain == "prior" and isinstance(self.train, xr.DataTree):
+            raise ModelError(
+                "a prior is trained on one Dataset of embeddings, as the published one on a single "
+                "subject; type responses_train=tree['sub-01'].to_dataset()"
+            )
         trained = {"prior": self.prior, "decoder": self.decoder}.get(self.retrain or "")
         if self.retrain is not None and not hasattr(trained, "fit"):
             raise ModelError(

@@ -22,7 +22,7 @@ def plot_conditions(ds: xr.Dataset, measure: str = "top1", *, ax: Axes | None = 
     Parameters
     ----------
     ds : Dataset
-        ``<measure> (condition, seed, subject)``, as `nedx.channel_experiment` has it.
+        ``<measure> (condition[, seed, subject])``, as `nedx.channel_experiment` has it.
     measure : str
         What to draw.
     ax : matplotlib.axes.Axes, optional
@@ -44,7 +44,10 @@ def plot_conditions(ds: xr.Dataset, measure: str = "top1", *, ax: Axes | None = 
         raise SelectionError(
             f"{measure!r} is no measure of conditions: {close_matches(measure, known)}"
         )
-    values = ds[measure].mean("seed")
+    values = ds[measure]
+    # One seed or one subject may have been selected.
+    values = values.expand_dims([dim for dim in ("seed", "subject") if dim not in values.dims])
+    values = values.mean("seed")
     labels = ds["condition"].values.astype(str)
     controls = np.char.startswith(labels, _CONTROL)
     panels = {str(label): values.sel(condition=label).values for label in labels[~controls]}

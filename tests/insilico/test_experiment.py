@@ -297,6 +297,16 @@ def refuse(ds):
             ModelError,
             r"no fit\(\)",
         ),
+        (
+            {
+                "retrain": "prior",
+                "responses_train": xr.DataTree(),
+                "targets": xr.Dataset(),
+                "prior": Shrinking(),
+            },
+            ModelError,
+            "trained on one Dataset.*to_dataset",
+        ),
     ],
 )
 def test_bad_requests_are_told_before_anything_is_decoded(data, options, error, says):

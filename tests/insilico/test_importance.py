@@ -216,6 +216,11 @@ def test_regions_that_are_kept_need_a_decoder_of_their_own():
         )
 
 
+def test_noise_is_not_asked_for_where_none_is_made(data):
+    with pytest.raises(SelectionError, match="noise= is of how='perturb'"):
+        ablate(data[0], Piece("back", ("Oz",)), "keep", noise="phase")
+
+
 @pytest.mark.parametrize(
     ("names", "says"),
     [(["a", "b", "a"], "'a' is there twice"), (["clean"], "'clean'"), ([], "pieces= is empty")],
