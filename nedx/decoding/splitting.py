@@ -73,7 +73,10 @@ def split_concepts(responses: Sequence[xr.Dataset], share: float, seed: int) -> 
         ):
             told = name in ds and ds[name].dims == (dim,)
             values = labels_of(ds, name) if told else otherwise
-            found.update(zip(ids.tolist(), values.tolist(), strict=True))
+            for image, value in zip(ids.tolist(), values.tolist(), strict=True):
+                # A test image of any subject is not trained on with the responses of another.
+                if found.get(image) != "test":
+                    found[image] = value
     trained = sorted({concepts[name] for name, kind in partition.items() if kind == "train"})
     if not trained:
         raise ModelError("none of these images is of the partition 'train'")

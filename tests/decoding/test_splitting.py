@@ -70,6 +70,15 @@ def test_subjects_who_saw_other_images_share_the_concepts_held_out():
     assert len(held[0]) == 5
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_test_image_of_one_subject_is_none_to_train_on_for_another(order):
+    one = subject(partition=["test"] * 10 + ["train"] * 30)
+    two = subject(partition=["train"] * 30 + ["test"] * 10)
+    split = split_concepts([one, two][::order], 0, 0)
+    kinds = split.of(one["image_id"].values)
+    assert (kinds == ["test"] * 10 + ["train"] * 20 + ["test"] * 10).all()
+
+
 def test_without_categories_each_image_is_a_concept():
     split = split_concepts([subject().drop_vars("category")], 0.1, 0)
     assert split.count("val") == 4
