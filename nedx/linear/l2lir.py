@@ -19,7 +19,7 @@ import numpy as np
 
 from nedx.compute.devices import resolve_device
 from nedx.errors import ModelError
-from nedx.linear.l2lir_solving import gram_matrix, ranked, solved, strengths
+from nedx.linear.l2lir_solving import gram_matrix, ranked, solved
 from nedx.linear.streaming import Matrix, check_paired, column_blocks
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ BLOCK_BYTES = 2**29
 
 _CONSTANT = 1e-8
 _UNITS = 2048
+_CENTRED = 1e-3
+_NEAR = 1e-6
+"""Correlations in float32 that differ by less are compared again in float64."""
+_COLUMNS = 1024
 
 
 @dataclass(frozen=True)
@@ -175,14 +179,15 @@ class L2LiRInputs:
         self._dtype, self._place = np.dtype(dtype), resolve_device(device)
         values = Matrix(x, "inputs", self._dtype, self._place).whole()
         self.samples, self.count = values.shape
-        if rows is not None and (len(rows) != self.samples or rows.dtype.kind not in "iu"):
+        if rows is not None and len(rows) != self.samples:
             raise ModelError(f"there are {len(rows)} rows of units for {self.samples} samples")
+        if rows is not None and rows.dtype.kind not in "iu":
+            raise ModelError(f"rows are {rows.dtype}, expected whole numbers")
         self._rows = None if rows is None else torch.as_tensor(rows, device=self._place).long()
         self._x = torch.cat([values, values.new_ones(len(values), 1)], 1)
-        mean = values.mean(0, dtype=torch.float64)
-        variance = (values - mean.to(values.dtype)).double().square().mean(0)
-        scale = variance.rsqrt().where(variance >= _CONSTANT, variance.new_zeros(()))
-        self._mean, self._scale = mean, scale
+        self._mean = values.mean(0, dtype=torch.float64)
+        variance = (values - self._mean.to(values.dtype)).double().square().mean(0)
+        self._scale = variance.rsqrt().where(variance >= _CONSTANT, variance.new_zeros(()))
 
     def fit_blocks(
         self,
@@ -247,7 +252,8 @@ class L2LiRInputs:
         if self.samples > self.count + 1:
             gram = self._gram.clone()
             gram.diagonal().add_(alpha)
-            weights = torch.cholesky_solve(self._sums.T @ y, torch.linalg.cholesky(gram))
+            factor = torch.linalg.cholesky(gram, upper=True)
+            weights = torch.cholesky_solve(self._sums.T @ y, factor, upper=True)
         else:
             gram = self._x @ self._x.T
             gram.diagonal().add_(alpha)
@@ -261,6 +267,30 @@ class L2LiRInputs:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Choose inputs for each unit and solve with them."""
         cross = self._sums.T @ y
-        index = ranked(strengths(cross, self._mean, self._scale), count)
+        exact = (lambda units: self._exact(y[:, units])) if y.itemsize < 8 else None
+        index = ranked(self._strengths(cross, y), count, exact, _NEAR * self.samples)
         weights = solved(self._gram, cross, index, alpha)
         return index.int().cpu().numpy(), weights.cpu().numpy()
+
+    def _strengths(self, cross: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return correlations (unit, input), times samples and the deviations of the units."""
+        mean, scale = self._mean.to(y.dtype), self._scale.to(y.dtype)
+        if (self._mean * self._scale).abs().max() < _CENTRED:
+            covariance = cross[:-1] - mean[:, None] * cross[-1]
+        else:
+            # A difference of large numbers would leave few digits to compare.
+            centred = self._sums[:, :-1] - self._sums[:, -1:] * mean
+            covariance = centred.T @ y
+        return (covariance * scale[:, None]).abs_().T.contiguous()
+
+    def _exact(self, y: torch.Tensor) -> torch.Tensor:
+        """Return the same of few units in float64."""
+        import torch
+
+        y = (y if self._rows is None else y[self._rows]).double()
+        parts = [
+            (self._x[:, start : min(start + _COLUMNS, self.count)].double()).T @ y
+            for start in range(0, self.count, _COLUMNS)
+        ]
+        covariance = torch.cat(parts) - self._mean[:, None] * y.sum(0)
+        return (covariance * self._scale[:, None]).abs_().T.contiguous()

@@ -2,42 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
 
-_GATHERED_BYTES = 2**26
+_GATHERED_BYTES = 2**28
+_STRIPES = 8
+_GRAM_ROWS = 1024
 
 
 def gram_matrix(x: torch.Tensor) -> torch.Tensor:
-    """Return the products of inputs (input, input) of ``x (sample, input)``."""
-    return x.T @ x
+    """Return the products of inputs (input, input) of ``x (sample, input)``.
+
+    Only what lies on and above the diagonal is to be used: the rest is not computed everywhere.
+    """
+    import torch
+
+    count = x.shape[1]
+    if x.device.type != "cpu":
+        return x.T @ x
+    # numpy asks for huge pages and torch does not, which gathering from it gains by.
+    gram = torch.from_numpy(np.zeros((count, count), x.numpy().dtype))
+    for part in _steps(count, _GRAM_ROWS):
+        gram[part, part.start :] = x[:, part].T @ x[:, part.start :]
+    return gram
 
 
-def strengths(cross: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return how well inputs correlate with units, up to a factor for each unit.
+def ranked(
+    strength: torch.Tensor,
+    count: int,
+    exact: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    near: float = 0.0,
+) -> torch.Tensor:
+    """Return the strongest inputs (unit, count), rising.
 
     Parameters
     ----------
-    cross : tensor (input + 1, unit)
-        Products of inputs and a constant with units.
-    mean, scale : tensor (input,)
-        Of the inputs; scale is 1 over the deviation, 0 of constant ones.
+    strength : tensor (unit, input)
+        How well inputs correlate with units, up to a factor for each unit.
+    count : int
+        How many to choose, fewer than there are.
+    exact : callable (tensor of units) -> tensor (unit, input), optional
+        Computes strengths better.
+    near : float
+        Units whose last chosen input is by less than this stronger than the next are looked at
+        again.
 
     Returns
     -------
-    tensor (unit, input)
+    tensor of int64
     """
-    # The spread of a unit is the same for all inputs and does not change their order.
-    covariance = cross[:-1].double() - mean[:, None] * cross[-1].double()
-    return covariance.mul_(scale[:, None]).abs_().T
-
-
-def ranked(strength: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the strongest inputs (unit, count) of ``strength (unit, input)``, rising."""
-    return strength.topk(count, dim=1, sorted=False).indices.sort(1).values
+    values, index = strength.topk(count + 1, dim=1, sorted=False)
+    smallest = values.argmin(1, keepdim=True)
+    last = values.gather(1, smallest)
+    chosen = index.scatter(1, smallest, strength.shape[1]).sort(1).values[:, :count]
+    if exact is None:
+        return chosen
+    closest = values.scatter(1, smallest, float("inf")).amin(1, keepdim=True)
+    doubtful = (closest - last < near)[:, 0].nonzero()[:, 0]
+    if len(doubtful):
+        again = exact(doubtful).topk(count, dim=1, sorted=False).indices
+        chosen[doubtful] = again.sort(1).values
+    return chosen
 
 
 def solved(
@@ -48,7 +79,7 @@ def solved(
     Parameters
     ----------
     gram : tensor (input + 1, input + 1)
-        Without penalty.
+        Without penalty, as of `gram_matrix`.
     cross : tensor (input + 1, unit)
     index : tensor of int64, (unit, k)
         The inputs of each unit.
@@ -64,15 +95,67 @@ def solved(
 
     bias = index.new_full((len(index), 1), len(cross) - 1)
     joined = torch.cat([index, bias], 1)
-    weights = cross.new_empty(joined.shape)
-    step = max(1, _GATHERED_BYTES // (joined.shape[1] ** 2 * cross.element_size()))
+    right = cross.T.gather(1, joined)
+    if gram.device.type == "cpu":
+        return torch.from_numpy(_solved_in_threads(gram, right, joined.numpy(), alpha))
+    weights = torch.empty_like(right)
+    step = max(1, _GATHERED_BYTES // (joined.shape[1] ** 2 * gram.element_size()))
     for part in _steps(len(joined), step):
         rows = joined[part]
         gathered = gram[rows[:, :, None], rows[:, None, :]]
         gathered.diagonal(dim1=1, dim2=2).add_(alpha)
-        right = cross.T[part].gather(1, rows)[..., None]
-        weights[part] = torch.cholesky_solve(right, torch.linalg.cholesky(gathered))[..., 0]
+        factor = torch.linalg.cholesky(gathered)
+        weights[part] = torch.cholesky_solve(right[part, :, None], factor)[..., 0]
     return weights
+
+
+def _solved_in_threads(
+    gram: torch.Tensor, right: torch.Tensor, joined: np.ndarray, alpha: float
+) -> np.ndarray:
+    """Solve one system at a time in each thread, which small systems gain most by."""
+    import torch
+
+    weights = np.empty(right.shape, right.numpy().dtype)
+    threads = torch.get_num_threads()
+    parts = [part for part in np.array_split(np.arange(len(joined)), threads) if part.size]
+
+    def work(units: np.ndarray) -> None:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            _solve_each(gram.numpy(), right, joined, alpha, units, weights)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, parts))
+    finally:
+        torch.set_num_threads(threads)
+    return weights
+
+
+def _solve_each(
+    gram: np.ndarray,
+    right: torch.Tensor,
+    joined: np.ndarray,
+    alpha: float,
+    units: np.ndarray,
+    weights: np.ndarray,
+) -> None:
+    import torch
+
+    width, count = len(gram), joined.shape[1]
+    flat, system = gram.reshape(-1), np.zeros((count, count), gram.dtype)
+    diagonal = np.einsum("ii->i", system)
+    edges = np.linspace(0, count, _STRIPES + 1).astype(int)
+    # By rows its upper triangle is filled, by columns that is the lower one.
+    lower = torch.from_numpy(system).T
+    for unit in units.tolist():
+        rows = joined[unit]
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            places = rows[start:stop, None] * width + rows[start:]
+            system[start:stop, start:] = flat.take(places, mode="clip")
+        diagonal += alpha
+        factor = torch.linalg.cholesky(lower)
+        weights[unit] = torch.cholesky_solve(right[unit, :, None], factor)[:, 0].numpy()
 
 
 def _steps(count: int, step: int) -> Iterator[slice]:

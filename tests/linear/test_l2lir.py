@@ -1,6 +1,11 @@
-"""L2LiR against the package of its authors, and the algorithm written out plainly."""
+"""L2LiR against the package of its authors, and the algorithm written out plainly.
+
+The golden cases are made by ``tests/oracles/make_l2lir.py``.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
@@ -10,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nedx.errors import ModelError
-from nedx.linear.l2lir import fit_l2lir
+from nedx.linear.l2lir import L2LiRInputs, fit_l2lir
+
+GOLDEN = np.load(Path(__file__).parents[1] / "oracles" / "l2lir.npz")
+CASES = sorted({name.partition("/")[0] for name in GOLDEN.files})
 
 
 def data(samples=90, inputs=40, units=13, seed=0):
@@ -63,6 +71,74 @@ def test_chosen_inputs_as_in_the_plain_algorithm(count, dtype, tolerance):
     np.testing.assert_allclose(fit.predict(x), x @ dense + bias, atol=40 * tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 1e-5)])
+@pytest.mark.parametrize("case", CASES)
+def test_golden_cases(case, dtype, tolerance):
+    x, y, alpha, count, w, b, predicted = (
+        GOLDEN[f"{case}/{key}"] for key in ("x", "y", "alpha", "n_feat", "W", "b", "predicted")
+    )
+    fit = fit_l2lir(x.astype(dtype), y.astype(dtype), float(alpha), int(count) or None)
+    np.testing.assert_array_equal(fit.dense() != 0, w != 0)
+    np.testing.assert_allclose(fit.dense(), w, atol=tolerance)
+    np.testing.assert_allclose(fit.bias, b[0], atol=tolerance)
+    np.testing.assert_allclose(fit.predict(x.astype(float)), predicted, atol=20 * tolerance)
+
+
+@pytest.mark.parametrize("count", [None, 20])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 1e-5)])
+def test_repeats_of_an_image_need_its_features_once(count, dtype, tolerance):
+    """The trials of an image share a row of units, in whatever order they were recorded."""
+    x, y = (GOLDEN[f"repeats/{key}"].astype(dtype) for key in ("x", "y"))
+    if count is not None:
+        expected = GOLDEN["repeats/W"]
+    else:
+        expected = FastL2LiR().fit(x.astype(float), y.astype(float), alpha=10.0, n_feat=0).W
+    order = np.random.default_rng(0).permutation(len(x))
+    rows = np.repeat(np.arange(12), 5)[order]
+    fit = fit_l2lir(x[order], y[::5], 10.0, count, rows=rows)
+    np.testing.assert_allclose(fit.dense(), expected, atol=tolerance)
+
+
+def test_inputs_nearly_tied_are_told_apart_in_float32():
+    """Of twins that differ in the eighth digit the better one is chosen, as in float64."""
+    rng = np.random.default_rng(0)
+    samples, inputs, units = 300, 200, 40
+    y = rng.standard_normal((samples, units)).astype(np.float32)
+    x = rng.standard_normal((samples, inputs)).astype(np.float32)
+    x[:, 100:] = x[:, :100] + np.float32(1e-6) * rng.standard_normal((samples, 100))
+    exact = np.abs([[np.corrcoef(x[:, i].astype(float), y[:, u].astype(float))[0, 1]
+                     for i in range(inputs)] for u in range(units)])  # fmt: skip
+    best = np.sort(np.argsort(-exact, axis=1)[:, :41], axis=1)
+    np.testing.assert_array_equal(fit_l2lir(x, y, 1.0, 41).index, best)
+
+
+def test_one_gram_matrix_serves_all_layers_and_penalties(monkeypatch):
+    """It is computed once for one set of inputs, whatever is fitted to these."""
+    from nedx.linear import l2lir
+
+    computed = []
+    gram = l2lir.gram_matrix
+    monkeypatch.setattr(l2lir, "gram_matrix", lambda x: computed.append(x.shape) or gram(x))
+    x, y = data()
+    inputs = L2LiRInputs(x, dtype=np.float64)
+    for alpha in (1.0, 10.0):
+        for layer in (y, 2 * y[:, :5]):
+            dense, _ = plain(x, layer, alpha, 7)
+            (found,) = [fit for _, fit in inputs.fit_blocks(layer, alpha, 7)]
+            np.testing.assert_allclose(found.dense(), dense, atol=1e-10)
+    assert computed == [(90, 41)]
+
+
+@pytest.mark.parametrize("memory", [1, 10_000])
+def test_a_small_budget_changes_nothing(memory):
+    x, y = data()
+    whole, pieces = fit_l2lir(x, y, 3.0, 7), fit_l2lir(x, y, 3.0, 7, memory=memory)
+    np.testing.assert_array_equal(pieces.index, whole.index)
+    np.testing.assert_allclose(pieces.weight, whole.weight, atol=1e-12)
+    parts = [part for part, _ in L2LiRInputs(x).fit_blocks(y, 3.0, 7, memory=memory)]
+    assert len(parts) > 1
+
+
 @pytest.mark.parametrize("count", [40, 500])
 def test_no_choice_where_there_is_none(count):
     x, y = data()
@@ -108,6 +184,9 @@ def test_chunks_do_not_matter(rows, columns, count):
         ({"y": np.ones((89, 2))}, "90 samples, units 89"),
         ({"x": np.full((90, 4), np.nan)}, "inputs hold NaN"),
         ({"y": np.full((90, 4), np.inf)}, "units hold NaN or infinity"),
+        ({"rows": np.zeros(89, int)}, "89 rows of units for 90 samples"),
+        ({"rows": np.zeros(90)}, "rows are float64, expected whole numbers"),
+        ({"rows": np.arange(90) // 2}, "45 samples, units 90"),
     ],
 )
 def test_bad_input(changes, message):
