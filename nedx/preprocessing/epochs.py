@@ -347,14 +347,21 @@ def check_epochs(recording: Any, samples: np.ndarray, settings: EpochSettings) -
     Raises
     ------
     SelectionError
-        If there are no events, or two on one sample, or epochs reach beyond the recording, or
-        positions are missing that the current source density needs.
+        If there are no events, or two on one sample, or epochs reach beyond the recording, or the
+        band beyond half its sampling rate, or positions are missing that the current source density
+        needs.
     """
     if not samples.size:
         raise SelectionError("there are no events to cut epochs at")
     if np.unique(samples).size < samples.size:
         raise SelectionError("two events lie on the same sample; leave one of them out")
     _check_window(recording, samples, settings)
+    highest = recording.info["sfreq"] / 2
+    if settings.band is not None and max(edge or 0 for edge in settings.band) >= highest:
+        raise SelectionError(
+            f"the band {settings.band} Hz reaches beyond {highest:g} Hz, half the sampling rate of "
+            "this recording; lower it"
+        )
     if settings.csd:
         _check_positions(recording)
 

@@ -182,6 +182,9 @@ def test_what_cannot_be_cut(raw, events):
         epochs(raw, np.empty((0, 3), int), settings, images=IMAGES)
     with pytest.raises(SelectionError, match="no channels are of type 'mag'"):
         epochs(raw, events, settings, images=IMAGES, channel_type="mag")
+    band = (0.5, raw.info["sfreq"] / 2)
+    with pytest.raises(SelectionError, match="beyond .* half the sampling rate"):
+        epochs(raw, events, EpochSettings(-0.1, 0.3, band=band), images=IMAGES)
     bare = raw.copy().set_montage(None)
     with pytest.raises(SelectionError, match="13 have none, the first is Fp1.*set_montage"):
         epochs(bare, events, EpochSettings(-0.1, 0.3, csd=True), images=IMAGES)
