@@ -16,6 +16,7 @@ from nedx.encoding.kinds import Encoder
 from nedx.encoding.loading import Head
 from nedx.encoding.model import LinearEncoder, load_model, targets_of
 from nedx.encoding.plans import ComponentsPlan, ComponentsTask, ResponsePlan, ResponseTask
+from nedx.encoding.realnet_model import ReAlnetModel
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.results import assembled, provenance
 from nedx.encoding.storing import target_dims
@@ -55,7 +56,7 @@ def encode(
         ``pixels (image, y, x, rgb)`` uint8; or ``features (image, feature)`` of the model's
         layers; or ``components`` that an earlier call kept, which save the backbone. Of a
         DataTree each child is encoded for its own subject.
-    model : LinearEncoder, FwrfEncoder, fitted estimator, str, Path or Location
+    model : LinearEncoder, FwrfEncoder, ReAlnetModel, fitted estimator, str, Path or Location
         A model, an estimator such as `RidgeEncoder`, or the id, path or URL of a model.
     subject, roi, channel, time
         What to predict, as in `nedx.open`; everything by default.
@@ -122,10 +123,15 @@ def _encode(
     keep_components: bool,
 ) -> xr.Dataset | xr.DataTree:
     attrs = provenance(model, recipe, device)
-    if isinstance(model, FwrfEncoder):
+    if not isinstance(model, LinearEncoder):
         if keep_components:
-            raise ModelError("a fwRF model has no components to keep: leave keep_components out")
-        return assembled(ds, model, _fwrf(ds, model, recipe, device, attrs), recipe)
+            kind = type(model).__name__
+            raise ModelError(f"a {kind} has no components to keep: leave keep_components out")
+        images = _network_pixels(ds, model, recipe)
+        if isinstance(model, ReAlnetModel):
+            made = model.predicted(images, _names(ds), recipe, device, attrs)
+            return assembled(ds, model, {"": made}, recipe)
+        return assembled(ds, model, _fwrf(ds, images, model, recipe, device, attrs), recipe)
     heads = [head for name, ds in model.members.items() for head in targets_of(name, ds).heads]
     own = _own_projections(model)
     components = _components(ds, model, recipe, tuple(heads) if own else (Head(),), device)
@@ -159,22 +165,33 @@ def _linear(
 
 
 def _fwrf(
-    ds: xr.Dataset, model: FwrfEncoder, recipe: EncoderRecipe, device: str, attrs: dict[str, Any]
+    ds: xr.Dataset,
+    images: da.Array,
+    model: FwrfEncoder,
+    recipe: EncoderRecipe,
+    device: str,
+    attrs: dict[str, Any],
 ) -> dict[str, xr.Variable]:
-    if "pixels" not in ds:
-        raise StimulusError(
-            "a fwRF model takes 'pixels', found "
-            f"{', '.join(map(str, ds.data_vars)) or 'nothing'}. "
-            "Type: nedx.open_images('folder').ned.encode(model)"
-        )
-    images, names = _pixels(ds["pixels"], recipe), _names(ds)
     plans = {
-        name: FwrfPlan.of(images, names, model, name, recipe, device) for name in model.members
+        name: FwrfPlan.of(images, _names(ds), model, name, recipe, device) for name in model.members
     }
     return {
         name: xr.Variable(("image", "voxel"), PlannedArray(plan), attrs)
         for name, plan in plans.items()
     }
+
+
+def _network_pixels(
+    ds: xr.Dataset, model: FwrfEncoder | ReAlnetModel, recipe: EncoderRecipe
+) -> da.Array:
+    """Return the images of models that have networks of their own, and so no features."""
+    if "pixels" not in ds:
+        raise StimulusError(
+            f"a {type(model).__name__} takes 'pixels', found "
+            f"{', '.join(map(str, ds.data_vars)) or 'nothing'}. "
+            "Type: nedx.open_images('folder').ned.encode(model)"
+        )
+    return _pixels(ds["pixels"], recipe)
 
 
 def _in_order(

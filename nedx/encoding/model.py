@@ -374,7 +374,7 @@ def load_model(
 
     Returns
     -------
-    LinearEncoder, FwrfEncoder, NeuralDecoder or PriorModel
+    LinearEncoder, FwrfEncoder, ReAlnetModel, NeuralDecoder or PriorModel
 
     Raises
     ------

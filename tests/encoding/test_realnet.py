@@ -1,0 +1,469 @@
+"""Training of ReAlnets: losses, what a step moves, what is learnt, and going on."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from scipy.stats import spearmanr
+from sklearn.base import clone
+
+import nedx
+from nedx.encoding.realnet import ReAlnetEncoder
+from nedx.encoding.realnet_losses import generation_loss
+from nedx.encoding.realnet_network import ReAlnet
+from nedx.encoding.realnet_recipe import ReAlnetArchitecture
+from nedx.encoding.realnet_training import ReAlnetTraining
+from nedx.errors import ModelError, StimulusError
+from tests.laziness import computes_at_most
+
+SMALL = {"widths": (4, 4, 4, 4), "steps": (1, 2, 1), "classes": 5}
+ARCHITECTURE = ReAlnetArchitecture(**SMALL, features=6, image_size=32, n_channels=3, n_times=4)
+OPTIONS = {
+    "trunk": SMALL,
+    "features": 8,
+    "policy": "raw01",
+    "device": "cpu",
+    "max_epochs": 2,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+}
+CHANNELS = np.array(["O1", "Oz", "O2"], dtype=object)
+TIMES = np.arange(4) * 0.01
+ATTRS = {"units": "1", "normalization": "zscore", "normalization_scope": "train"}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEDX_CACHE", str(tmp_path / "cache"))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return ReAlnet(ARCHITECTURE)
+
+
+def pair(count=6, seed=0):
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.uniform(0, 1, (count, 3, 32, 32)).astype(np.float32))
+    return images, torch.from_numpy(rng.standard_normal((count, 12)).astype(np.float32))
+
+
+def toy(count=24, per_concept=2, seed=0, **noise):
+    """Images of one colour each, and responses that a linear map of these gives."""
+    rng = np.random.default_rng(seed)
+    colour = rng.uniform(0, 255, (count, 1, 1, 3))
+    pixels = (colour + rng.normal(0, 8, (count, 32, 32, 3))).clip(0, 255).astype(np.uint8)
+    images = nedx.open_images(pixels, image_set="toy")
+    images = images.assign_coords(
+        category=("image", np.array([f"c{i // per_concept}" for i in range(count)], dtype=object))
+    )
+    map_ = np.random.default_rng(9).standard_normal((3, 3, 4))
+    values = np.tensordot((colour[:, 0, 0] - 127.5) / 73.6, map_, 1) / np.sqrt(3)
+    values = values + noise.get("noise", 0) * rng.standard_normal(values.shape)
+    return images, responses(images["image_id"].values, values)
+
+
+def unseen(count):
+    """Other images of other names."""
+    names = np.array([f"toy:new{i}" for i in range(count)], dtype=object)
+    return toy(count, seed=5)[0].assign_coords(image_id=("image", names))
+
+
+def responses(ids, values, **coords):
+    return xr.Dataset(
+        {"response": (("image", "channel", "time"), np.asarray(values, np.float32), ATTRS)},
+        {
+            "image_id": ("image", np.asarray(ids, dtype=object)),
+            "channel": ("channel", CHANNELS, {"nedx_role": "neuroid"}),
+            "time": ("time", TIMES, {"units": "s"}),
+            **coords,
+        },
+        {"modality": "eeg", "dataset": "toy", "source": "synthetic"},
+    )
+
+
+def published(p, y, rho):
+    """mean (p - y)^2 + [1 - mean_i rho_ii + mean_{i != j} rho_ij], pair by pair."""
+    table = np.array([[rho(a, b) for b in y] for a in p])
+    n = len(p)
+    own, others = np.trace(table) / n, table[~np.eye(n, dtype=bool)].mean()
+    return ((p - y) ** 2).mean() + 1 - own + others
+
+
+def test_losses_are_those_of_the_formula():
+    rng = np.random.default_rng(0)
+    p, y = rng.standard_normal((2, 5, 7))
+    p[0, :3] = 1.0
+    given = torch.from_numpy(p), torch.from_numpy(y)
+    assert float(generation_loss(*given, None)) == pytest.approx(((p - y) ** 2).mean())
+    expected = published(p, y, lambda a, b: np.corrcoef(a, b)[0, 1])
+    assert float(generation_loss(*given, "pearson")) == pytest.approx(expected)
+    expected = published(p, y, lambda a, b: spearmanr(a, b)[0])
+    assert float(generation_loss(*given, "monitor")) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_contrastive_term_has_a_gradient_as_pearson_and_none_as_monitor():
+    rng = np.random.default_rng(1)
+    p, y = rng.standard_normal((2, 4, 6))
+    gradients = {}
+    for kind in (None, "monitor", "pearson"):
+        predicted = torch.tensor(p, requires_grad=True)
+        generation_loss(predicted, torch.tensor(y), kind).backward()
+        gradients[kind] = predicted.grad.numpy()
+    np.testing.assert_array_equal(gradients["monitor"], gradients[None])
+    step = np.zeros_like(p)
+    step[2, 3] = 1e-5
+    up, down = (published(p + s, y, lambda a, b: np.corrcoef(a, b)[0, 1]) for s in (step, -step))
+    assert gradients["pearson"][2, 3] == pytest.approx((up - down) / 2e-5, rel=1e-5)
+    assert abs(gradients["pearson"] - gradients[None]).max() > 1e-2
+
+
+def test_a_batch_of_one_image_has_no_others():
+    p, y = torch.randn(1, 5), torch.randn(1, 5)
+    expected = 1 - np.corrcoef(p, y)[0, 1] + float(((p - y) ** 2).mean())
+    assert float(generation_loss(p, y, "pearson")) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_head_reads_each_area():
+    """Linear and rectifier of each flattened area, side by side, then all outputs."""
+    made = network().eval()
+    state = {k: v.numpy().astype(np.float64) for k, v in made.state_dict().items()}
+    images, _ = pair()
+    with torch.inference_mode():
+        taps = dict(made.realnet.walk(images, made.realnet.layer_names()))
+        parts = [
+            np.maximum(
+                taps[area].flatten(1).numpy().astype(np.float64) @ state[f"fc_{name}.weight"].T
+                + state[f"fc_{name}.bias"],
+                0,
+            )
+            for area, name in (("V1", "v1"), ("V2", "v2"), ("V4", "v4"), ("IT", "it"))
+        ]
+        logits, found = made(images)
+    expected = np.concatenate(parts, 1) @ state["fc.weight"].T + state["fc.bias"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    torch.testing.assert_close(logits, taps["decoder"])
+    assert ReAlnetArchitecture(n_channels=17, n_times=20).outputs == 340
+
+
+def test_the_published_number_of_parameters():
+    """101.76 million with 340 outputs, 101.64 with 100."""
+    for channels, millions in ((17, 101.76), (5, 101.64)):
+        with torch.device("meta"):
+            made = ReAlnet(ReAlnetArchitecture(n_channels=channels, n_times=20))
+        assert sum(p.numel() for p in made.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize("contrastive", ["pearson", None])
+def test_a_step_is_that_of_adam_on_both_losses(contrastive):
+    """The first step of Adam is the learning rate times the sign of the gradient."""
+    made = network()
+    before, teacher = copy.deepcopy(made), copy.deepcopy(made.realnet).eval()
+    training = ReAlnetTraining(made, learning_rate=1e-2, beta=7.0, contrastive=contrastive)
+    images, y = pair()
+    terms = training.step(images, y)
+
+    before.train()
+    logits, p = before(images)
+    task = ((logits - teacher(images)) ** 2).mean()
+    rho = torch.corrcoef(torch.cat([p, y]))[:6, 6:]
+    bracket = 1 - rho.diagonal().mean() + (rho.sum() - rho.trace()) / 30 if contrastive else 0.0
+    generation = ((p - y) ** 2).mean() + bracket
+    loss = task + 7 * generation
+    expected = [float(each.detach()) for each in (task, generation, loss)]
+    assert terms == pytest.approx(expected, rel=1e-4)
+    gradients = torch.autograd.grad(loss, list(before.parameters()))
+    agree, count = 0, 0
+    for moved, old, g in zip(made.parameters(), before.parameters(), gradients, strict=True):
+        there = g.abs() > 1e-4 * g.abs().max()
+        wanted = (old - 1e-2 * g.sign())[there]
+        agree += int(((moved[there] - wanted).abs() < 1e-3).sum())
+        count += int(there.sum())
+    assert agree / count > 0.99
+
+
+def test_batch_norms_count_a_step_once_and_the_teacher_stays():
+    made = network()
+    start = copy.deepcopy(made.realnet)
+    training = ReAlnetTraining(made, learning_rate=1e-2)
+    images, y = pair()
+    for _ in range(3):
+        training.step(images, y)
+    counted = {k: int(v) for k, v in made.state_dict().items() if k.endswith("batches_tracked")}
+    assert set(counted.values()) == {3}
+    for (name, kept), first in zip(
+        training.teacher.state_dict().items(), start.state_dict().values(), strict=True
+    ):
+        assert torch.equal(kept, first), name
+    assert all(p.grad is None for p in training.teacher.parameters())
+
+
+def test_without_a_generation_loss_only_the_trunk_moves():
+    made = network()
+    before = copy.deepcopy(made)
+    ReAlnetTraining(made, learning_rate=1e-2, beta=0.0).step(*pair())
+    moved = {
+        name.partition(".")[0]
+        for (name, new), old in zip(made.named_parameters(), before.parameters(), strict=True)
+        if not torch.equal(new, old)
+    }
+    assert moved == {"realnet"}
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEDX_CACHE", str(tmp_path_factory.mktemp("learnt")))
+        images, ds = toy(160)
+        parts = np.array(["train"] * 128 + ["test"] * 32, dtype=object)
+        ds = ds.assign_coords(partition=("image", parts))
+        encoder = ReAlnetEncoder(**{**OPTIONS, "max_epochs": 12, "batch_size": 16}).fit(images, ds)
+        yield images, ds, encoder
+
+
+def test_responses_of_a_known_map_are_learnt(learnt):
+    images, ds, encoder = learnt
+    history = encoder.history_.isel(network=0)
+    assert float(history["val_loss"][-1]) < 0.6 * float(history["val_loss"][0])
+    assert int(history["best_epoch"]) == np.argmin(history["val_loss"].values)
+    test = slice(128, None)
+    out = images.isel(image=test).ned.encode(encoder)
+    predicted, truth = out["response"].values, ds["response"].values[test]
+    assert out["response"].dims == ("image", "channel", "time")
+    r = [np.corrcoef(predicted[:, c, t], truth[:, c, t])[0, 1] for c in range(3) for t in range(4)]
+    assert np.median(r) > 0.8
+
+
+def test_held_out_concepts_are_whole_and_no_test_images(learnt):
+    images, ds, encoder = learnt
+    out = images.ned.encode(encoder)
+    partition = out["partition"].values
+    np.testing.assert_array_equal(partition[128:], "test")
+    kinds = {}
+    for name, kind in zip(images["category"].values[:128], partition[:128], strict=True):
+        kinds.setdefault(name, set()).add(kind)
+    assert all(len(found) == 1 for found in kinds.values())
+    assert sum(found == {"val"} for found in kinds.values()) == round(0.1 * len(kinds))
+    held = partition == "val"
+    predicted, truth = out["response"].values[held], ds["response"].values[held]
+    r = [
+        [np.corrcoef(predicted[:, c, t], truth[:, c, t])[0, 1] for t in range(4)] for c in range(3)
+    ]
+    np.testing.assert_allclose(out["encoding_accuracy"], r, atol=1e-4)
+
+
+def test_test_images_are_not_looked_at(learnt):
+    """Other responses to them give the same weights."""
+    images, ds, _ = learnt
+    other = ds.copy(deep=True)
+    other["response"][128:] = 1e3
+    digests = {
+        ReAlnetEncoder(**OPTIONS).fit(images, each).model_.weights_sha256 for each in (ds, other)
+    }
+    assert len(digests) == 1
+
+
+def test_the_model_says_what_it_is_and_is_stored(learnt, tmp_path):
+    images, ds, encoder = learnt
+    encoder.to_zarr(tmp_path / "model.zarr")
+    assert nedx.verify(tmp_path / "model.zarr").ok
+    model = nedx.load_model(tmp_path / "model.zarr")
+    out = images.ned.encode(model)
+    nedx.validate(out)
+    np.testing.assert_array_equal(
+        out["response"].values, images.ned.encode(encoder)["response"].values
+    )
+    response = out["response"].attrs
+    assert response["units"] == "1"
+    assert response["normalization"] == "zscore"
+    assert response["source"] == "synthetic"
+    assert model.recipe.model_id == "eeg-toy-realnet"
+    assert "concepts, drawn with seed 0" in model.recipe.split
+    assert "eeg-toy-realnet" in repr(model)
+    part = model.sel(channel="Oz", time=(0.01, 0.02))
+    part.to_zarr(tmp_path / "part.zarr")
+    small = nedx.load_model(tmp_path / "part.zarr")
+    expected = out["response"].sel(channel=["Oz"], time=[0.01, 0.02]).values
+    np.testing.assert_allclose(images.ned.encode(small)["response"], expected, atol=1e-6)
+
+
+def test_encoding_computes_nothing_when_called_and_selects_first(learnt):
+    images, ds, encoder = learnt
+    with computes_at_most(0):
+        out = images.ned.encode(encoder)
+        chosen = out.isel(image=slice(0, 10), channel=[2, 0], time=1)
+    whole = out["response"].values
+    np.testing.assert_allclose(chosen["response"], whole[:10][:, [2, 0], 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_chunks_do_not_show_in_results(learnt, size):
+    images, _, encoder = learnt
+    expected = images.isel(image=slice(50)).ned.encode(encoder)["response"].values
+    chunked = images.isel(image=slice(50)).chunk(image=size)
+    found = chunked.ned.encode(encoder)["response"].values
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+def test_scores_ceilings_profiles_and_rdms_take_what_is_predicted(learnt):
+    images, ds, encoder = learnt
+    test = slice(128, None)
+    rng = np.random.default_rng(3)
+    means = ds["response"].values[test]
+    repeated = means[:, None] + rng.standard_normal((32, 8, 3, 4)).astype(np.float32)
+    measured = (
+        ds.isel(image=test)
+        .drop_vars("response")
+        .assign(response=(("image", "repetition", "channel", "time"), repeated, ATTRS))
+    )
+    both = images.isel(image=test).assign(response=measured["response"])
+    both = both.assign_coords({n: measured[n] for n in ("channel", "time")})
+    out = both.ned.encode(encoder).ned.score()
+    assert out["accuracy"].dims == ("channel", "time")
+    assert (out["noise_ceiling"].values > 0.5).all()
+    assert np.median(out["accuracy_normalized"].values) > 0.8
+    true, predicted = ds.isel(image=test), images.isel(image=test).ned.encode(encoder)
+    patterns = nedx.pattern_correlation(true["response"], predicted["response"])
+    assert float(patterns.mean()) > 0.6
+    rdms = [each.ned.rdm("euclidean") for each in (true, predicted)]
+    over_time = nedx.compare_rdms(*rdms)
+    assert over_time.dims == ("time",)
+    assert over_time.values.min() > 0.5
+
+
+def test_a_checkpoint_goes_on_as_if_never_stopped(tmp_path):
+    images, ds = toy()
+    straight = ReAlnetEncoder(**{**OPTIONS, "max_epochs": 3}).fit(images, ds)
+    folder = tmp_path / "checkpoint"
+    for epochs in (1, 3):
+        options = {**OPTIONS, "max_epochs": epochs, "checkpoint": folder}
+        stopped = ReAlnetEncoder(**options).fit(images, ds)
+    xr.testing.assert_identical(stopped.history_, straight.history_)
+    assert stopped.model_.weights_sha256 == straight.model_.weights_sha256
+    with pytest.raises(ModelError, match="another training"):
+        ReAlnetEncoder(**{**OPTIONS, "checkpoint": folder, "beta": 1.0}).fit(images, ds)
+
+
+def test_monitor_trains_as_without_and_differs_in_the_loss():
+    images, ds = toy()
+    found = {
+        kind: ReAlnetEncoder(**{**OPTIONS, "contrastive": kind, "validation": 0}).fit(images, ds)
+        for kind in ("monitor", None, "pearson")
+    }
+    digests = {kind: each.model_.weights_sha256 for kind, each in found.items()}
+    assert digests["monitor"] == digests[None] != digests["pearson"]
+    means = {kind: float(each.history_["generation"][0, 0]) for kind, each in found.items()}
+    assert means["monitor"] > means[None] + 0.1
+
+
+def test_each_subject_begins_with_the_same_trunk():
+    """Two subjects with the same responses get the same network, whoever comes first."""
+    images, ds = toy()
+    other = responses(ds["image_id"].values, -ds["response"].values)
+    tree = xr.DataTree.from_dict({"sub-01": other, "sub-02": ds})
+    encoder = ReAlnetEncoder(**OPTIONS).fit(images, tree)
+    alone = ReAlnetEncoder(**OPTIONS).fit(images, ds)
+    new = unseen(4)
+    out = new.ned.encode(encoder)
+    assert out["response"].dims == ("subject", "image", "channel", "time")
+    expected = new.ned.encode(alone)["response"].values
+    found = out.ned.sel(subject=2)["response"].values[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    nedx.validate(out)
+    second = encoder.model_.sel(subject="sub-02")
+    assert second.subjects == ("sub-02",)
+    again = new.ned.encode(second)["response"].values
+    np.testing.assert_allclose(again[0], expected, atol=1e-6)
+
+
+def test_trunk_weights_are_read_and_the_file_is_not_changed(tmp_path):
+    from nedx.backbones.cornet_s import CORnetS
+
+    torch.manual_seed(5)
+    trunk = CORnetS(**SMALL)
+    path = tmp_path / "trunk.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in trunk.state_dict().items()}}, path)
+    images, ds = toy()
+    options = {**OPTIONS, "learning_rate": 1e-12, "max_epochs": 1, "weights": path}
+    encoder = ReAlnetEncoder(**options).fit(images, ds)
+    from nedx.decoding.storing import read_state
+
+    state = read_state(encoder.model_.ref, encoder.model_.subjects[0])
+    for name, expected in trunk.named_parameters():
+        np.testing.assert_allclose(state[f"realnet.{name}"], expected.detach(), atol=1e-9)
+    assert encoder.model_.recipe.backbone.weights.source == str(path)
+
+
+def test_repetitions_and_trials_are_averaged():
+    images, ds = toy(8)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((8, 2, 3, 4)).astype(np.float32)
+    noise -= noise.mean(1, keepdims=True)
+    values = ds["response"].values[:, None] + noise
+    repeated = ds.drop_vars("response").assign(
+        response=(("image", "repetition", "channel", "time"), values, ATTRS)
+    )
+    trials = ds.isel(image=np.repeat(np.arange(8), 2)).rename(image="trial")
+    trials["response"] = ("trial", "channel", "time"), values.reshape(16, 3, 4), ATTRS
+    options = {**OPTIONS, "max_epochs": 1, "validation": 0}
+    new = unseen(6)
+    outs = [
+        new.ned.encode(ReAlnetEncoder(**options).fit(images, each))["response"].values
+        for each in (ds, repeated, trials)
+    ]
+    for out in outs[1:]:
+        np.testing.assert_allclose(out, outs[0], atol=1e-3)
+
+
+def test_it_has_the_manners_of_scikit_learn():
+    encoder = ReAlnetEncoder(**OPTIONS)
+    assert clone(encoder).get_params() == encoder.get_params()
+    with pytest.raises(ModelError, match=r"not fitted: type .fit"):
+        encoder.predict(toy(4)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contrastive": "spearman"}, "type 'pearson', 'monitor' or None"),
+        ({"batch_size": 1}, "batch_size is 1; it is at least 2"),
+        ({"validation": 0.01}, "give another share"),
+    ],
+)
+def test_wrong_parameters_are_told_before_any_work(options, message):
+    images, ds = toy()
+    with pytest.raises(ModelError, match=message):
+        ReAlnetEncoder(**{**OPTIONS, **options}).fit(images, ds)
+
+
+def test_wrong_data_are_told_before_any_work():
+    images, ds = toy()
+    encoder = ReAlnetEncoder(**OPTIONS)
+    nan = ds.copy(deep=True)
+    nan["response"][3, 0, 0] = np.nan
+    still = ds.copy(deep=True)
+    still["response"][:, 1] = 2.0
+    odd = nedx.open_images(np.zeros((4, 32, 24, 3), np.uint8))
+    tested = images.assign_coords(partition=("image", ["test"] * 2 + ["train"] * 22))
+    for stimuli, given, error, message in (
+        (images, nan, ModelError, "NaN or infinite"),
+        (images, still, ModelError, "never change"),
+        (images.isel(image=slice(5)), ds, ModelError, "are not among the stimuli"),
+        (images, ds.rename(channel="voxel").drop_vars("voxel"), ModelError, "channels by times"),
+        (images.drop_vars("image_id"), ds, StimulusError, "no 'image_id'"),
+        (images.drop_vars("pixels"), ds, StimulusError, "'pixels'"),
+        (odd, ds, StimulusError, "square"),
+        (tested, ds.assign_coords(partition=("image", ["train"] * 24)), ModelError, "'test' by"),
+    ):
+        with pytest.raises(error, match=message):
+            encoder.fit(stimuli, given)
+
+
+def test_models_of_networks_take_pixels(learnt):
+    _, ds, encoder = learnt
+    with pytest.raises(StimulusError, match="ReAlnetModel takes 'pixels'"):
+        ds.drop_vars("response").ned.encode(encoder)
