@@ -35,7 +35,7 @@ def importance_map(
     decoder: Any,
     gallery: xr.Dataset | None = None,
     *,
-    over: Sequence[Literal["channel", "time"]] = ("channel",),
+    over: Literal["channel", "time"] | Sequence[Literal["channel", "time"]] = ("channel",),
     width: float = 0.1,
     step: float = 0.05,
     measure: str = "similarity_true",
@@ -55,9 +55,9 @@ def importance_map(
         and images.
     decoder, gallery, outcome
         As `nedx.insilico.experiment.channel_experiment` takes them. The decoder stays as it is.
-    over : sequence of {"channel", "time"}
-        ``("channel",)``: one channel at all times. ``("time",)``: all channels in a window that
-        slides. Both: one channel in one window.
+    over : {"channel", "time"} or sequence of them
+        ``"channel"``: one channel at all times. ``"time"``: all channels in a window that slides.
+        Both: one channel in one window.
     width, step : float
         Of the windows, s. Each holds the samples from its start up to its end, without it.
     measure : str
@@ -86,8 +86,9 @@ def importance_map(
         a window does not fit or holds fewer than two samples.
     """
     ds = checked_test(ds)
-    axes = [axis for axis in ("channel", "time") if axis in over]
-    if not axes or set(over) - set(axes):
+    asked = {over} if isinstance(over, str) else set(over)
+    axes = [axis for axis in ("channel", "time") if axis in asked]
+    if not axes or asked - set(axes):
         raise SelectionError(f"over names 'channel', 'time' or both, not {over!r}")
     channels = _channels(ds) if "channel" in axes else None
     windows = _windows(ds, width, step) if "time" in axes else None

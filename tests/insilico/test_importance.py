@@ -64,6 +64,9 @@ def test_times_that_carry_the_signal(linear, data):
     assert (found.importance.values[:, carry] > 0.005).all()
     assert not found.importance.values[:, ~carry].any()
     assert found.time.attrs["units"] == "s"
+    named = {"over": "time", "width": 0.05, "step": 0.05, "seeds": [0]}
+    again = importance_map(data[0], linear.decode, data[1], **named)
+    xr.testing.assert_identical(again, found)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,7 @@ def refuse(ds):
     ("options", "says"),
     [
         ({"over": ("space",)}, "'channel', 'time' or both"),
+        ({"over": "timing"}, "'channel', 'time' or both"),
         ({"over": ("time",), "width": 0.01}, "two samples or more"),
         ({"over": ("time",), "step": 0.0}, "step is above 0"),
         ({"over": ("time",), "width": 2.0}, r"no window of 2 s fits in -0\.1 to 0\.39 s"),
