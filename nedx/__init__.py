@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from nedx.catalog.listing import describe, list, search
     from nedx.catalog.pulling import pull
     from nedx.catalog.resolving import open
+    from nedx.conversion.content_loss import ContentLossConverter
+    from nedx.conversion.convert import convert
+    from nedx.conversion.eeg import EEGConverter
+    from nedx.conversion.hyperalignment import HyperalignmentConverter
+    from nedx.conversion.optimal_transport import OptimalTransportConverter
+    from nedx.conversion.procrustes import ProcrustesConverter
+    from nedx.conversion.ridge import RidgeConverter
     from nedx.decoding.decode import decode
     from nedx.decoding.estimator import EEGDecoder
     from nedx.decoding.feature_decoder import FeatureDecoder
@@ -62,6 +69,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "ContentLossConverter": "nedx.conversion.content_loss",
+    "EEGConverter": "nedx.conversion.eeg",
+    "RidgeConverter": "nedx.conversion.ridge",
+    "ProcrustesConverter": "nedx.conversion.procrustes",
+    "OptimalTransportConverter": "nedx.conversion.optimal_transport",
+    "HyperalignmentConverter": "nedx.conversion.hyperalignment",
+    "convert": "nedx.conversion.convert",
     "BandedRidgeEncoder": "nedx.encoding.estimators.banded",
     "DiffusionPrior": "nedx.reconstruction.prior_training",
     "EEGDecoder": "nedx.decoding.estimator",
@@ -122,6 +136,13 @@ _MODULES = {
 }
 
 __all__ = [
+    "ContentLossConverter",
+    "EEGConverter",
+    "RidgeConverter",
+    "ProcrustesConverter",
+    "OptimalTransportConverter",
+    "HyperalignmentConverter",
+    "convert",
     "BandedRidgeEncoder",
     "DiffusionPrior",
     "EEGDecoder",

@@ -83,6 +83,12 @@ class DatasetNed(Exports):
 
         return decode(self._obj, model, **options)
 
+    def convert(self, model: Any, **options: Any) -> xr.Dataset | xr.DataTree:
+        """Turn these responses into another subject's, lazily; see `nedx.convert`."""
+        from nedx.conversion.convert import convert
+
+        return convert(self._obj, model, **options)
+
     def retrieve(self, gallery: xr.Dataset, k: int = 5, **options: Any) -> xr.Dataset:
         """Find the images of a gallery that come closest, lazily; see `nedx.retrieve`."""
         from nedx.decoding.retrieval import retrieve
@@ -276,6 +282,12 @@ class DataTreeNed(Exports):
         from nedx.decoding.decode import decode
 
         return decode(self._obj, model, **options)
+
+    def convert(self, model: Any, **options: Any) -> xr.Dataset | xr.DataTree:
+        """Turn responses of every subject into those of one, lazily; see `nedx.convert`."""
+        from nedx.conversion.convert import convert
+
+        return convert(self._obj, model, **options)
 
     def score(self, **options: Any) -> xr.DataTree:
         """Compare predicted with measured responses in every subject; see `nedx.score`."""

@@ -47,6 +47,10 @@ def open_model(location: Location) -> Any:
         from nedx.reconstruction.low_level import LowLevelModel
 
         return LowLevelModel.opened(location, dict(root.attrs))
+    if root.attrs.get("model_type") == "converter":
+        from nedx.conversion.storing import open_converter
+
+        return open_converter(location, dict(root.attrs))
     if root.attrs.get("model_type") == "neural_decoder":
         from nedx.decoding.storing import open_decoder
 
@@ -55,15 +59,15 @@ def open_model(location: Location) -> Any:
         from nedx.decoding.feature_decoder_storing import open_feature_model
 
         return open_feature_model(location, dict(root.attrs))
+    if root.attrs.get("model_type") == "realnet":
+        from nedx.encoding.realnet_store import open_realnet
+
+        return open_realnet(location, dict(root.attrs))
     recipe = _recipe(location, dict(root.attrs))
     if root.attrs.get("model_type") == "fwrf":
         from nedx.encoding.fwrf_model import open_fwrf
 
         return open_fwrf(location, recipe, dict(root.attrs))
-    if root.attrs.get("model_type") == "realnet":
-        from nedx.encoding.realnet_store import open_realnet
-
-        return open_realnet(location, recipe, dict(root.attrs))
     if root.attrs.get("model_type") == "fwrf_gaussian":
         from nedx.encoding.fwrf_gaussian import open_gaussian
 

@@ -1,0 +1,1 @@
+"""One subject's responses in the neuroids of another."""
