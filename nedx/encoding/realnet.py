@@ -29,10 +29,9 @@ from nedx.encoding.fwrf_scoring import correlations
 from nedx.encoding.keeping import keep_model
 from nedx.encoding.opening import open_model
 from nedx.encoding.realnet_model import NETWORK, ReAlnetModel, placed
-from nedx.encoding.realnet_recipe import ReAlnetArchitecture
+from nedx.encoding.realnet_recipe import ReAlnetArchitecture, ReAlnetRecipe
 from nedx.encoding.realnet_samples import Trials, image_pairs, pair_trials
 from nedx.encoding.realnet_store import write_realnet
-from nedx.encoding.recipe import EncoderRecipe
 from nedx.errors import ModelError
 from nedx.store.location import Location
 
@@ -349,18 +348,19 @@ class ReAlnetEncoder(BaseEstimator):
             recipe,
             {"": labels},
             every,
-            lambda place: write_realnet(place, recipe, architecture, labels, arrays),
+            lambda place: write_realnet(place, recipe, labels, arrays),
         )
         return cast(ReAlnetModel, open_model(place))
 
-    def _recipe(self, trials: Trials, architecture: ReAlnetArchitecture) -> EncoderRecipe:
+    def _recipe(self, trials: Trials, architecture: ReAlnetArchitecture) -> ReAlnetRecipe:
         ds = next(iter(trials.subjects.values()))
         attrs = ds["response"].attrs
         found = {key: attrs[key] for key in _FROM_RESPONSE if key in attrs}
         found |= {key: ds.attrs[key] for key in _FROM_DATASET if key in ds.attrs}
         names = [str(ds.attrs[key]) for key in ("modality", "dataset") if key in ds.attrs]
         split = trials.split
-        return EncoderRecipe(
+        return ReAlnetRecipe(
+            architecture=architecture,
             backbone=self._backbone(architecture),
             model_id="-".join([*names, "realnet"]),
             version="1",

@@ -20,7 +20,7 @@ from nedx.compute.devices import forward_slot, resolve_device
 from nedx.compute.planned import Indexer, PlannedArray
 from nedx.compute.references import ModelRef, Positions
 from nedx.encoding.plans import EVERYTHING, image_blocks
-from nedx.encoding.realnet_recipe import ReAlnetArchitecture
+from nedx.encoding.realnet_recipe import ReAlnetRecipe
 from nedx.encoding.realnet_store import NetworkPart, selected_states, write_realnet
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.storing import PREFIX
@@ -39,26 +39,17 @@ class ReAlnetModel:
     labels : Dataset
         Coordinates of channels and times, ``nedx_network ([subject])``, and ``readout
         ([subject,] channel, time)``, which stands for the weights.
-    recipe : EncoderRecipe
-        Images, units and origin.
-    architecture : ReAlnetArchitecture
-        Of the stored networks.
+    recipe : ReAlnetRecipe
+        Images, units, origin, and the architecture of the stored networks.
     ref : ModelRef
         The store.
     """
 
     is_ragged = False
 
-    def __init__(
-        self,
-        labels: xr.Dataset,
-        recipe: EncoderRecipe,
-        architecture: ReAlnetArchitecture,
-        ref: ModelRef,
-    ):
+    def __init__(self, labels: xr.Dataset, recipe: ReAlnetRecipe, ref: ModelRef):
         self.labels = labels
         self.recipe = recipe
-        self.architecture = architecture
         self.ref = ref
 
     @property
@@ -124,11 +115,13 @@ class ReAlnetModel:
             If something is at ``place``; nothing is changed.
         """
         channels, times = (self.labels[f"{PREFIX}{dim}"].values for dim in ("channel", "time"))
-        outputs = _outputs(channels, times, self.architecture.n_times)
+        shape = self.recipe.architecture
+        outputs = _outputs(channels, times, shape.n_times)
         states = selected_states(self.ref, self.subjects, outputs)
         changed = {"n_channels": len(channels), "n_times": len(times)}
-        shape = self.architecture.model_copy(update=changed)
-        return write_realnet(place, self.recipe, shape, placed(self.labels), states)
+        update = {"architecture": shape.model_copy(update=changed)}
+        recipe = self.recipe.model_copy(update=update)
+        return write_realnet(place, recipe, placed(self.labels), states)
 
     def predicted(
         self,
@@ -161,7 +154,7 @@ class ReAlnetModel:
             self.subjects,
             self.labels[f"{PREFIX}channel"].values.astype(np.int64),
             self.labels[f"{PREFIX}time"].values.astype(np.int64),
-            self.architecture.n_times,
+            self.recipe.architecture.n_times,
             axis,
         )
         dims = (*(("subject",) if axis else ()), "image", "channel", "time")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nedx.encoding.recipe import EncoderRecipe
+
 
 class ReAlnetArchitecture(BaseModel):
     """A CORnet-S trunk, and a head that reads responses out of its four areas.
@@ -45,3 +47,15 @@ class ReAlnetArchitecture(BaseModel):
         # Each area halves its maps, V1 twice, and rounds halves up.
         sides = (-(-self.image_size // 2**power) for power in (2, 3, 4, 5))
         return tuple(width * side**2 for width, side in zip(self.widths, sides, strict=True))
+
+
+class ReAlnetRecipe(EncoderRecipe):
+    """Where ReAlnets come from, what they take and predict, and what they are.
+
+    Parameters
+    ----------
+    architecture : ReAlnetArchitecture
+        Of each subject's network; the fields of `EncoderRecipe` are said there.
+    """
+
+    architecture: ReAlnetArchitecture

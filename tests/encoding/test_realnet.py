@@ -390,7 +390,7 @@ def test_trunk_weights_are_read_and_the_file_is_not_changed(tmp_path):
     images, ds = toy()
     options = {**OPTIONS, "learning_rate": 1e-12, "max_epochs": 1, "weights": path}
     encoder = ReAlnetEncoder(**options).fit(images, ds)
-    from nedx.decoding.storing import read_state
+    from nedx.encoding.network_storing import read_state
 
     state = read_state(encoder.model_.ref, encoder.model_.subjects[0])
     for name, expected in trunk.named_parameters():
