@@ -79,9 +79,11 @@ class Recipe:
         if isinstance(self.channels, tuple):
             missing = [name for name in self.channels if name not in names]
             if missing:
+                # What it does not take may be the same under another name.
+                others = [name for name in names if name not in self.channels]
                 raise SelectionError(
                     f"{self.name} needs {len(missing)} channels that are missing, the first is "
-                    f"{missing[0]!r}"
+                    f"{missing[0]!r}; {close_matches(missing[0], others)}".rstrip("; ")
                 )
             return list(self.channels)
         kept = [n for n in names if self.channels is None or re.match(self.channels, n)]

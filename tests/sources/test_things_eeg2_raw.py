@@ -420,3 +420,6 @@ def test_channels_that_a_recipe_needs(tmp_path):
     write_raw(tmp_path, channels=CHANNELS[:20])
     with pytest.raises(SelectionError, match="nice_2024 needs 43 channels that are missing"):
         open_raw(tmp_path, recipe="nice_2024")
+    write_raw(tmp_path / "misnamed", channels=["FP1", *CHANNELS[1:]])
+    with pytest.raises(SelectionError, match="the first is 'Fp1'; did you mean 'FP1'"):
+        open_raw(tmp_path / "misnamed", recipe="nice_2024")
