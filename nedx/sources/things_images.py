@@ -112,7 +112,7 @@ def _is_image(path: Path) -> bool:
 
 def image_id(file: str) -> str:
     """Return the id of an image by its file: ``things:aardvark_01b``."""
-    return f"things:{file.rpartition('/')[2].rpartition('.')[0]}"
+    return f"things:{file.rpartition('/')[2].rsplit('.', 1)[0]}"
 
 
 def concept_of(file: str) -> str:

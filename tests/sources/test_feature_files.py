@@ -94,6 +94,13 @@ def test_vectors_by_path_join_by_name(root, values):
     np.testing.assert_array_equal(words.features.values, values[expected])
 
 
+def test_folders_without_numbers_are_concepts_all_the_same(root, values):
+    plain = {f"train_images/air_pump/{file}": torch.from_numpy(values[0]) for file in ("a_1.jpg",)}
+    torch.save({"img_features": plain}, root / "plain.pt")
+    ds = open_feature_file(root / "plain.pt")
+    assert ds.things_concept.values.tolist() == ds.category.values.tolist() == ["air_pump"]
+
+
 def test_levels_of_blur(root, values):
     levels = {
         level: {path: torch.from_numpy(values[row] * scale) for row, path in enumerate(paths())}

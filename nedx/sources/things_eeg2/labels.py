@@ -10,6 +10,7 @@ import numpy as np
 
 from nedx.errors import SourceError
 from nedx.sources.mapped_pickles import open_pickled
+from nedx.sources.things_images import concept_of, image_id
 
 METADATA = "image_metadata.npy"
 _PLACES = (METADATA, f"image_set/{METADATA}", f"Image_set/{METADATA}")
@@ -53,19 +54,18 @@ class Images:
 
     def labels(self, rows: np.ndarray, dim: str) -> dict[str, Any]:
         """Return the coordinates of images by their positions, which count from 0."""
-        stems = [self.files[row].rsplit(".", 1)[0] for row in rows]
         folders = [self.concepts[row] for row in rows]
         paths = [
             f"{_SPLITS[self.partition]}/{folder}/{self.files[row]}"
             for folder, row in zip(folders, rows, strict=True)
         ]
-        concepts = _strings(folder.partition("_")[2] for folder in folders)
+        concepts = _strings(concept_of(path) for path in paths)
         return {
-            "image_id": (dim, _strings(f"things:{stem}" for stem in stems)),
+            "image_id": (dim, _strings(image_id(path) for path in paths)),
             "things_concept": (dim, concepts),
             "category": (dim, concepts),
             "filename": (dim, _strings(paths)),
-            "partition": (dim, _strings([self.partition] * len(stems))),
+            "partition": (dim, _strings([self.partition] * len(paths))),
         }
 
 
