@@ -17,7 +17,6 @@ from nedx.decoding.batches import Stream, Summary
 from nedx.decoding.networks.recipe import NetworkRecipe
 from nedx.decoding.samples import Samples
 from nedx.decoding.settings import TrainingSettings
-from nedx.decoding.storing import State
 from nedx.encoding.fwrf_checkpoint import (
     Progress,
     Tensors,
@@ -26,6 +25,7 @@ from nedx.encoding.fwrf_checkpoint import (
     write_checkpoint,
 )
 from nedx.encoding.fwrf_store import hash_arrays
+from nedx.encoding.network_storing import State
 from nedx.errors import ModelError
 
 if TYPE_CHECKING:

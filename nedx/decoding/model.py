@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import numpy as np
 import xarray as xr
 
 from nedx.compute.references import ModelRef
-from nedx.config import cache_dir
 from nedx.decoding.recipe import DecoderRecipe, Member
-from nedx.decoding.storing import LOADER, State, hash_states, read_state, write_decoder
+from nedx.decoding.storing import LOADER, write_decoder
+from nedx.encoding.network_storing import State, hash_states, keep, read_state
 from nedx.encoding.storing import hash_variables
-from nedx.errors import ModelError, SelectionError, StoreExistsError, close_matches
+from nedx.errors import ModelError, SelectionError, close_matches
 from nedx.schema import subject_label
 from nedx.selection import Subjects
 from nedx.store.location import Location
@@ -81,16 +79,7 @@ class NeuralDecoder:
             assert root._states is not None
             recipe, sha256 = root.recipe.model_dump_json(), hash_states(root._states)
             seen = hash_variables({"": root.known}, tuple(sorted(map(str, root.known.variables))))
-            digest = hashlib.sha256(f"{recipe}{sha256}{seen}".encode()).hexdigest()
-            place = Location.of(cache_dir() / "models" / digest)
-            if not place.exists("zarr.json"):
-                os.makedirs(os.path.dirname(place.url), exist_ok=True)
-                try:
-                    root.to_zarr(place)
-                except (StoreExistsError, OSError):
-                    # Another process may have been faster.
-                    if not place.exists("zarr.json"):
-                        raise
+            place = keep(f"{recipe}{sha256}{seen}", root.to_zarr)
             root._ref = ModelRef(LOADER, place, recipe, sha256)
         return root._ref
 

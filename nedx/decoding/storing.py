@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xarray as xr
-import zarr
 from pydantic import ValidationError
 
 from nedx.compute.references import ModelRef
 from nedx.decoding.recipe import DecoderRecipe
-from nedx.encoding.fwrf_store import hash_arrays
+from nedx.encoding.network_storing import NETWORKS, State, hash_states, read_state, write_networks
 from nedx.encoding.opening import open_labels
-from nedx.encoding.storing import COMPRESSORS, storable_labels, write_whole
-from nedx.errors import CorruptStoreError, ModelError
-from nedx.schema import SCHEMA_VERSION
-from nedx.store.guard import GuardedStore
+from nedx.errors import ModelError
 from nedx.store.location import Location
-from nedx.store.manifest import MANIFEST, Manifest, RecordingStore
 
 if TYPE_CHECKING:
     from nedx.decoding.model import NeuralDecoder
@@ -31,9 +23,6 @@ if TYPE_CHECKING:
 
 LOADER = "nedx.decoding.storing:load"
 MODEL_TYPE = "neural_decoder"
-State = dict[str, np.ndarray]
-"""The tensors of a network by name."""
-_NETWORKS = "networks"
 
 
 @dataclass(frozen=True)
@@ -91,34 +80,6 @@ def load(ref: ModelRef, device: str, part: Hashable) -> LoadedNetwork:
     return part.read(ref, device)
 
 
-def read_state(ref: ModelRef, name: str) -> State:
-    """Read the tensors of a network.
-
-    Raises
-    ------
-    CorruptStoreError
-        If bytes differ from what was written.
-    ModelError
-        If a weight is NaN or infinite.
-    """
-    assert ref.location is not None
-    store = GuardedStore(ref.location.zarr_store(), ref.location)
-    group = zarr.open_group(store, path=f"{_NETWORKS}/{name}", mode="r", zarr_format=3)
-    state = {}
-    for key, array in group.arrays():
-        try:
-            values = np.array(array[...])
-        except (RuntimeError, ValueError) as error:
-            raise CorruptStoreError(
-                f"the weights {key!r} of {name!r} cannot be read ({error}). Fetch the model again, "
-                f"and check it: nedx verify {ref.location.url}"
-            ) from error
-        if not np.isfinite(values).all():
-            raise ModelError(f"the weights {key!r} of {name!r} hold NaN or infinite values")
-        state[key] = values
-    return state
-
-
 def write_decoder(
     place: str | Path | Location,
     recipe: DecoderRecipe,
@@ -147,48 +108,14 @@ def write_decoder(
     StoreExistsError
         If something is there; nothing is changed.
     """
-
-    def write(location: Location) -> None:
-        store = RecordingStore(location.zarr_store(read_only=False))
-        with warnings.catch_warnings():
-            # Zarr says of consolidated metadata and of strings that v3 does not specify them yet.
-            warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-            root = zarr.create_group(store, zarr_format=3)
-            for name, state in states.items():
-                _write_state(root.require_group(f"{_NETWORKS}/{name}"), state)
-            storable_labels(known).to_zarr(store, mode="a", zarr_format=3, consolidated=False)
-            root.attrs.put(
-                {
-                    "nedx_kind": "model",
-                    "nedx_schema_version": SCHEMA_VERSION,
-                    "nedx_status": "complete",
-                    "model_type": MODEL_TYPE,
-                    "recipe": json.loads(recipe.model_dump_json()),
-                    "weights_sha256": hash_states(states),
-                }
-            )
-            zarr.consolidate_metadata(store, zarr_format=3)
-        location.write(MANIFEST, Manifest(store.written).to_bytes())
-
-    return write_whole(place, write)
-
-
-def hash_states(states: Mapping[str, State]) -> str:
-    """Return the sha256 of the tensors of some networks."""
-    return hash_arrays({f"{n}/{k}": v for n, state in states.items() for k, v in state.items()})
-
-
-def _write_state(group: zarr.Group, state: State) -> None:
-    for key, values in state.items():
-        array = group.create_array(
-            key,
-            shape=values.shape,
-            dtype=values.dtype,
-            chunks=tuple(max(1, size) for size in values.shape),
-            compressors=COMPRESSORS,
-            config={"write_empty_chunks": True},
-        )
-        array[...] = values
+    return write_networks(
+        place,
+        {f"{NETWORKS}/{name}": state for name, state in states.items()},
+        known,
+        model_type=MODEL_TYPE,
+        recipe=recipe,
+        weights_sha256=hash_states(states),
+    )
 
 
 def open_decoder(location: Location, attrs: Mapping[str, Any]) -> NeuralDecoder:

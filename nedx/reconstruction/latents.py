@@ -66,6 +66,8 @@ def encode_latents(
         raise ModelError(f"'pixels' is {pixels.dtype} {pixels.dims}, expected uint8 over {_PIXELS}")
     one = autoencoder if isinstance(autoencoder, Autoencoder) else Autoencoder(str(autoencoder))
     channels, factor = one.form(encodes=True)
+    if batch_size < 1 or (size is not None and size < 1):
+        raise ModelError(f"batch_size ({batch_size}) and size ({size}) are at least 1")
     height, width = (size, size) if size else (pixels.sizes["y"], pixels.sizes["x"])
     if height % factor or width % factor:
         raise ModelError(

@@ -23,7 +23,7 @@ from nedx.decoding.recipe import DecoderRecipe
 from nedx.encoding.estimators.base import UnfittedError
 from nedx.errors import ModelError
 from nedx.reconstruction.generators.autoencoder import LATENT_DIMS
-from nedx.reconstruction.network_store import StoredNetwork, arrays_of, read_weights
+from nedx.reconstruction.network_store import StoredNetwork, arrays_of, load_weights
 from nedx.reconstruction.prior_rows import pair
 from nedx.reconstruction.rows import over_rows, variable
 from nedx.schema import role_dim
@@ -85,6 +85,8 @@ class LowLevelModel(StoredNetwork[LowLevelRecipe]):
             If channels, times or units are others.
         """
         check_device(device)
+        if batch_size < 1:
+            raise ModelError(f"batch_size is {batch_size}; it is at least 1")
         array = fitting_response(responses, self.recipe.takes)
         if "image_id" in responses["response"].coords:
             array = array.assign_coords(image_id=responses["response"]["image_id"].variable)
@@ -265,14 +267,10 @@ class LowLevelPart:
 
     def read(self, ref: ModelRef, device: str) -> Any:
         """Read its weights and build it."""
-        import torch
-
         from nedx.reconstruction.low_level_loop import build
 
         network = build(LowLevelRecipe.model_validate_json(ref.recipe))
-        state = {name: torch.from_numpy(values) for name, values in read_weights(ref).items()}
-        # Only counters of batches are missing, which evaluation does not read.
-        network.load_state_dict(state, strict=False)
+        load_weights(network, ref)
         return network.eval().to(device)
 
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import xarray as xr
-import zarr
 from pydantic import BaseModel, ValidationError
 
 from nedx.compute.references import ModelRef
-from nedx.config import cache_dir
 from nedx.encoding.fwrf_store import hash_arrays
-from nedx.encoding.loading import LOADER, Head, group_of, read_array
+from nedx.encoding.loading import LOADER
+from nedx.encoding.network_storing import keep, read_network, write_networks
 from nedx.encoding.opening import open_labels
-from nedx.encoding.storing import COMPRESSORS, storable_labels, write_whole
 from nedx.errors import ModelError
-from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
-from nedx.store.manifest import MANIFEST, Manifest, RecordingStore
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WEIGHTS = "weights"
 """The group that holds the tensors, under their names in the state dict."""
@@ -73,16 +69,7 @@ class StoredNetwork(Generic[Recipe]):
         weights = hash_arrays(state)
         labels = json.dumps([known[name].values.tolist() for name in sorted(map(str, known))])
         text = f"{cls.model_type}{recipe.model_dump_json()}{weights}{labels}"
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        place = Location.of(cache_dir() / "models" / digest)
-        if not place.exists("zarr.json"):
-            os.makedirs(os.path.dirname(place.url), exist_ok=True)
-            try:
-                cls._write(place, recipe, state, known)
-            except OSError:
-                # Another process may have been faster.
-                if not place.exists("zarr.json"):
-                    raise
+        place = keep(text, lambda place: cls._write(place, recipe, state, known))
         return cls(place, recipe, weights)
 
     @property
@@ -98,7 +85,7 @@ class StoredNetwork(Generic[Recipe]):
 
     def state(self) -> dict[str, np.ndarray]:
         """Read the weights, float32, by their names in the state dict."""
-        return read_weights(self.ref)
+        return read_network(self.ref, WEIGHTS)
 
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the model, whole or not at all on a local disk.
@@ -130,42 +117,50 @@ class StoredNetwork(Generic[Recipe]):
         state: Mapping[str, np.ndarray],
         known: xr.Dataset,
     ) -> Location:
-        def write(location: Location) -> None:
-            store = RecordingStore(location.zarr_store(read_only=False))
-            with warnings.catch_warnings():
-                # Zarr says of consolidated metadata and of strings that v3 lacks them yet.
-                warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-                root = zarr.create_group(store, zarr_format=3)
-                for name, values in state.items():
-                    _write_array(root.require_group(WEIGHTS), name, values)
-                labels = storable_labels(known)
-                labels.to_zarr(store, mode="a", zarr_format=3, consolidated=False)
-                root.attrs.put(
-                    {
-                        "nedx_kind": "model",
-                        "nedx_schema_version": SCHEMA_VERSION,
-                        "nedx_status": "complete",
-                        "model_type": cls.model_type,
-                        "recipe": json.loads(recipe.model_dump_json()),
-                        "weights_sha256": hash_arrays(state),
-                    }
-                )
-                zarr.consolidate_metadata(store, zarr_format=3)
-            location.write(MANIFEST, Manifest(store.written).to_bytes())
-
-        return write_whole(place, write)
+        return write_networks(
+            place,
+            {WEIGHTS: state},
+            known,
+            model_type=cls.model_type,
+            recipe=recipe,
+            weights_sha256=hash_arrays(state),
+        )
 
 
-def read_weights(ref: ModelRef) -> dict[str, np.ndarray]:
-    """Read all tensors of a stored network, float32, by name.
+def load_weights(network: nn.Module, ref: ModelRef) -> None:
+    """Give a network the tensors of a store.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        As the recipe of the store builds it.
+    ref : ModelRef
+        The store.
 
     Raises
     ------
     CorruptStoreError
         If bytes differ from what was written.
+    ModelError
+        If the tensors are not those of the network; only counters of batches, which evaluation
+        does not read, may be missing.
     """
-    group = group_of(ref, Head(WEIGHTS))
-    return {name: read_array(array, None, slice(None)) for name, array in group.arrays()}
+    import torch
+
+    stored = {name: torch.from_numpy(values) for name, values in read_network(ref, WEIGHTS).items()}
+    counters = {
+        name: value
+        for name, value in network.state_dict().items()
+        if not value.is_floating_point() and name not in stored
+    }
+    try:
+        network.load_state_dict(stored | counters)
+    except RuntimeError as error:
+        assert ref.location is not None
+        raise ModelError(
+            f"the weights at {ref.location.url} are not those of its recipe: {error}. Fetch or fit "
+            "the model again"
+        ) from error
 
 
 def arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -175,15 +170,3 @@ def arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
         for name, values in state.items()
         if values.is_floating_point()
     }
-
-
-def _write_array(group: zarr.Group, name: str, values: np.ndarray) -> None:
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        dtype="float32",
-        chunks=values.shape,
-        compressors=COMPRESSORS,
-        config={"write_empty_chunks": True},
-    )
-    array[...] = values

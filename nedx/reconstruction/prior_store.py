@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nedx.compute import cache
 from nedx.compute.devices import resolve_device
 from nedx.compute.references import ModelRef
 from nedx.errors import ModelError
-from nedx.reconstruction.network_store import StoredNetwork, arrays_of, read_weights
+from nedx.reconstruction.network_store import StoredNetwork, arrays_of, load_weights
 
 if TYPE_CHECKING:
     from nedx.reconstruction.prior_network import PriorNetwork
@@ -108,7 +108,10 @@ class PriorModel(StoredNetwork[PriorRecipe]):
 
         state = read_checkpoint(path)
         shape: dict[str, Any] = dict(widths_of(state))
-        recipe = PriorRecipe(**shape, **{"selection": "as published", **about})
+        try:
+            recipe = PriorRecipe(**{"selection": "as published", **about, **shape})
+        except ValidationError as error:
+            raise ModelError(f"what is said about {path} is not valid: {error}") from error
         try:
             build(recipe).load_state_dict(state)
         except RuntimeError as error:
@@ -140,9 +143,6 @@ class PriorPart:
 
     def read(self, ref: ModelRef, device: str) -> PriorNetwork:
         """Read its weights and build it."""
-        import torch
-
         network = build(PriorRecipe.model_validate_json(ref.recipe))
-        state = {name: torch.from_numpy(values) for name, values in read_weights(ref).items()}
-        network.load_state_dict(state)
+        load_weights(network, ref)
         return network.eval().to(device)

@@ -101,6 +101,19 @@ def test_stored_and_opened_again(fitted, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_store_that_lacks_weights_is_refused(fitted, tmp_path):
+    from nedx.reconstruction.low_level_loop import build
+    from nedx.reconstruction.network_store import load_weights
+
+    model = fitted.model_
+    state = {name: values for name, values in model.state().items() if "mix" not in name}
+    known = model.known_images.set_coords("known_image")
+    model._write(tmp_path / "low.zarr", model.recipe, state, known)
+    broken = nedx.load_model(tmp_path / "low.zarr")
+    with pytest.raises(ModelError, match=r"(?s)not those of its recipe.*mix\.weight"):
+        load_weights(build(model.recipe), broken.ref)
+
+
 def test_bad_input_is_told_before_training(fitted):
     responses, latents = simulated(20)
     settings = {**SETTINGS, "epochs": 1}
@@ -147,3 +160,6 @@ def test_latents_are_the_mean_of_the_variational_encoder(tmp_path):
         nedx.encode_latents(images.isel(y=slice(7)), tmp_path / "vae")
     with pytest.raises(ModelError, match="no 'pixels' here"):
         nedx.encode_latents(images.drop_vars("pixels"), tmp_path / "vae")
+    for wrong in ({"size": -8}, {"batch_size": 0}):
+        with pytest.raises(ModelError, match="at least 1"):
+            nedx.encode_latents(images, tmp_path / "vae", **wrong)
