@@ -2,7 +2,9 @@
 
 Li et al. 2024, Visual decoding and reconstruction via EEG embeddings with guided diffusion
 (NeurIPS). The encoder layer is that of iTransformer (Liu et al. 2024, ICLR). In the released code
-the subject's token stays and the last channel is dropped; here the token is dropped.
+the subject's token stays and the last channel is dropped; here the token is dropped. There unknown
+subjects share a token, which is only trained where ids are out of range; here they take the mean
+of all.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from nedx.decoding.networks.blocks import (
     SubjectLinear,
     Tokens,
     logit_scale,
+    memberships,
     temporal_spatial,
     token_count,
 )
@@ -55,7 +58,7 @@ class _ChannelAttention(nn.Module):
 
 
 class AtmS(nn.Module):
-    """A linear layer in time and a token for each subject; those unknown share a token."""
+    """A linear layer in time and a token for each subject; of those unknown the mean of all."""
 
     smallest = SMALLEST
 
@@ -73,7 +76,6 @@ class AtmS(nn.Module):
         self.logit_scale = logit_scale()
         self.subject_linear = SubjectLinear(n_times, n_times, n_subjects)
         self.subject_token = nn.Embedding(n_subjects, n_times)
-        self.shared_token = nn.Parameter(torch.randn(n_times))
         self.input_dropout = nn.Dropout(attention_dropout)
         self.attention = _ChannelAttention(n_times, attention_dropout)
         self.tokens = Tokens(temporal_spatial(n_channels, dropout))
@@ -81,9 +83,8 @@ class AtmS(nn.Module):
 
     def forward(self, x: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
         """Return embeddings (n, n_outputs) of (n, channel, time) and subjects (n,)."""
-        known = torch.full((len(x),), -1, device=x.device) if subject is None else subject
-        own = self.subject_token(known.clamp(min=0))
-        token = torch.where((known >= 0)[:, None], own, self.shared_token)
+        tokens = self.subject_token.weight
+        token = memberships(subject, len(x), tokens) @ tokens
         channels = self.input_dropout(self.subject_linear(x, subject))
         mixed = self.attention(torch.cat([token[:, None], channels], 1))[:, 1:]
         found: torch.Tensor = self.projection(self.tokens(mixed))

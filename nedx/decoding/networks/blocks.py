@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from nedx.errors import ModelError
+
 FILTERS = 40
 _KERNEL, _POOL, _STRIDE = 25, 51, 5
 SMALLEST = _KERNEL + _POOL - 1
@@ -135,6 +137,9 @@ class TimeAttention(nn.Module):
 
     def __init__(self, n_channels: int, n_times: int):
         super().__init__()
+        if n_channels < 2:
+            # Normalised over a single channel, every response would be the same.
+            raise ModelError("attention over times needs at least 2 channels, the responses have 1")
         self.layer = nn.TransformerEncoderLayer(n_channels, 1, 2048, 0.1, batch_first=True)
         positions = sinusoids(n_times, n_channels)
         self.register_buffer("positions", positions, persistent=False)

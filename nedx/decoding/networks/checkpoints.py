@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _UNUSED = re.compile(r"attention_model\.(encoder_layer|pos_encoder)\.|proj_img\.")
+_SCALE = re.compile(r"(brain\.)?logit_scale")
 _COMMON = (
     (r"proj_eeg\.0\.", "projection.linear."),
     (r"proj_eeg\.1\.fn\.1\.", "projection.residual."),
@@ -44,7 +45,14 @@ _CORE = (
     (r"enc_eeg\.(?:0\.)?norm2\.", "core.norm_st."),
     (r"enc_eeg\.(?:0\.)?norm3\.", "core.norm."),
 )
+# UBP and what followed it keep the network within their model, and the scale of logits beside it.
+_PROJECT = (
+    (r"(?:brain\.)?model\.0\.", "projection.linear."),
+    (r"(?:brain\.)?model\.1\.fn?\.1\.", "projection.residual."),
+    (r"(?:brain\.)?model\.2\.", "projection.norm."),
+)
 _KEYS = {
+    "eeg_project": _PROJECT,
     "nice": (*_COMMON, *_TOKENS),
     "muse": (*_COMMON, *_TOKENS),
     "atms_50": (*_COMMON, *_TOKENS),
@@ -60,8 +68,8 @@ def load_checkpoint(path: str | Path, recipe: NetworkRecipe) -> nn.Module:
     ----------
     path : path
         A ``.pth`` file with a dict of tensors, under nedx's names or those of the original
-        repository (known of `nice`, `muse`, `atms_50`, `nervformer_v1` and `nervformer_v2`).
-        Nothing in it is executed.
+        repository (known of `nice`, `muse`, `atms_50`, `nervformer_v1`, `nervformer_v2` and
+        `eeg_project`). Nothing in it is executed.
     recipe : NetworkRecipe
         What the weights are of.
 
@@ -93,7 +101,7 @@ def translated(stored: Mapping[str, torch.Tensor], name: str) -> dict[str, torch
     found = {}
     for key, value in stored.items():
         key = key.removeprefix("module.")
-        if _UNUSED.match(key):
+        if _UNUSED.match(key) or (name == "eeg_project" and _SCALE.fullmatch(key)):
             continue
         for pattern, replacement in _KEYS.get(name, ()):
             key, count = re.subn(rf"^{pattern}", replacement, key)

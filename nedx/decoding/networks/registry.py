@@ -66,7 +66,12 @@ def build(recipe: NetworkRecipe) -> nn.Module:
         if name not in known:
             raise ModelError(f"{recipe.name} has no option {name!r}: {close_matches(name, known)}")
     shape = recipe.model_dump(include=set(_SHAPE))
-    network: nn.Module = factory(**shape, **recipe.options)
+    try:
+        network: nn.Module = factory(**shape, **recipe.options)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{recipe.name} cannot be made with {dict(recipe.options)}: {error}"
+        ) from error
     return network
 
 

@@ -201,6 +201,21 @@ def test_original_checkpoints(tmp_path: Path, name: str, prefix: str) -> None:
     assert float(network.logit_scale.detach()) == 2.5
 
 
+@pytest.mark.parametrize("residual", ["model.1.f.1", "model.1.fn.1"])
+@pytest.mark.parametrize("prefix", ["", "brain."])
+def test_checkpoints_of_eeg_project(tmp_path: Path, residual: str, prefix: str) -> None:
+    torch.manual_seed(1)
+    weights = layer("model.0", D, C * T) | layer(residual, D, D) | norm(D, "model.2")
+    weights |= {"logit_scale": torch.tensor(2.5)}
+    torch.save({prefix + key: value for key, value in weights.items()}, tmp_path / "a.pth")
+    network = load_checkpoint(tmp_path / "a.pth", recipe("eeg_project"))
+    x = torch.randn(4, C, T)
+    flat = linear(x.flatten(1), weights, "model.0")
+    expected = layer_norm(flat + linear(F.gelu(flat), weights, residual), weights, "model.2")
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-3)
+
+
 def test_own_checkpoints(tmp_path: Path) -> None:
     weights, _ = case("muse")
     torch.save(weights, tmp_path / "a.pth")

@@ -99,6 +99,22 @@ def test_atm_s_reads_every_channel() -> None:
     assert x.grad.abs().sum(2).gt(0).all()
 
 
+def test_unknown_subjects_are_read_with_what_was_learnt_of_others() -> None:
+    network = made("atm_s", 8, 90, n_outputs=32, n_subjects=2).eval()
+    learnt = {name for name, _ in network.named_parameters()}
+    network(torch.randn(4, 8, 90), torch.tensor([0, 1, 0, 1])).sum().backward()
+    # Trained on known subjects, no weight that unknown ones need is left as it was drawn.
+    without = {name for name, weight in network.named_parameters() if weight.grad is None}
+    assert learnt & without == {"logit_scale"}
+
+
+@pytest.mark.parametrize("name", ["atms_50", "nervformer_v2", "atm_e"])
+def test_one_channel_is_too_few_for_attention_over_times(name: str) -> None:
+    with pytest.raises(ModelError, match="at least 2 channels"):
+        made(name, 1, 90)
+    assert made("nice", 1, 90)(torch.randn(2, 1, 90)).shape == (2, 1024)
+
+
 @pytest.mark.parametrize("width", [6, 7])
 def test_sinusoids(width: int) -> None:
     found = sinusoids(9, width)
@@ -118,6 +134,8 @@ def test_an_unknown_network_and_option() -> None:
         made("nervformer")
     with pytest.raises(ModelError, match=r"nice has no option 'droput'.*dropout"):
         made("nice", options={"droput": 0.1})
+    with pytest.raises(ModelError, match=r"nice cannot be made with .*1\.5"):
+        made("nice", options={"dropout": 1.5})
 
 
 def test_options_reach_the_network() -> None:
