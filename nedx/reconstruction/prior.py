@@ -76,8 +76,8 @@ def apply_prior(
     Raises
     ------
     ModelError
-        If there is no embedding, its width is not the prior's, or images have no ids. NaN are
-        found when they are computed.
+        If there is no embedding, its width is not the prior's, a prior was applied already, or
+        images have no ids. NaN are found when they are computed.
     """
     from nedx.reconstruction.prior_sampling import check_sampling
 
@@ -87,6 +87,11 @@ def apply_prior(
     check_sampling(recipe, steps, sampler, batch_size)
     given = variable(ds, EMBEDDING, "Type: ds.ned.decode(decoder)")
     _check(given, recipe)
+    if ONE_STAGE in ds:
+        raise ModelError(
+            f"there is {ONE_STAGE!r} already: a prior was applied to these embeddings. Apply the "
+            "other one to what was decoded, ds.ned.decode(decoder)"
+        )
     task = PriorTask(model.ref, float(guidance), steps, sampler, seed, batch_size, device)
     made = over_rows(given, ("feature",), task)
     attrs = {**_provenance(model), **task.options()}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TIME_WIDTH = 512
 _LONGEST = 10_000.0
+_NEEDED = ("input_layer.0.weight", "encode_cond_embedding.0.weight", "output_layer.weight")
+"""What tells a checkpoint of this network, and its widths."""
 
 
 class TimeEmbedding(nn.Module):
@@ -155,16 +157,15 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     ModelError
         If it is not the checkpoint of such a network.
     """
-    state = read_state(Weights(source=str(path)))
-    lacking = [
-        name for name in ("input_layer.0.weight", "output_layer.weight") if name not in state
-    ]
+    stored = read_state(Weights(source=str(path)))
+    state = {name.removeprefix("module."): value.float() for name, value in stored.items()}
+    lacking = [name for name in _NEEDED if name not in state]
     if lacking:
         raise ModelError(
             f"{path} is no checkpoint of a diffusion prior: it lacks {' and '.join(lacking)}; it "
             f"has {', '.join(list(state)[:4])}, ..."
         )
-    return {name.removeprefix("module."): value.float() for name, value in state.items()}
+    return state
 
 
 def widths_of(state: dict[str, torch.Tensor]) -> dict[str, int | tuple[int, ...]]:

@@ -109,10 +109,11 @@ def unit_norm(values: np.ndarray) -> np.ndarray:
 def _arrays(
     embeddings: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    if embeddings.ndim != 2 or targets.ndim != 2 or len(embeddings) != len(targets):
+    shaped = embeddings.ndim == targets.ndim == 2
+    if not shaped or len(embeddings) != len(targets) or not embeddings.size:
         raise ModelError(
             f"the embeddings are {embeddings.shape}, the targets {targets.shape}; expected two "
-            "arrays (row, feature) with as many rows"
+            "arrays (row, feature) with as many rows, at least one"
         )
     rows = np.arange(len(embeddings))
     ids = np.array([f"row-{row:06d}" for row in rows], object)
@@ -128,7 +129,12 @@ def _datasets(
     for name, array in (("embedding", given), ("features", features)):
         if "image_id" not in array.coords:
             raise ModelError(f"{name!r} has no image_id, by which the two are paired")
+        if "feature" not in array.dims or (name == "features" and array.ndim != 2):
+            layout = "(image, feature)" if name == "features" else "(..., feature)"
+            raise ModelError(f"{name!r} lies over {array.dims}, expected {layout}")
     dim = sample_dim(given)
+    if not given.size:
+        raise ModelError(f"there are no embeddings to train on: {dict(given.sizes)}")
     index = pd.Index(features["image_id"].values.astype(str))
     if not index.is_unique:
         raise ModelError("an image_id occurs twice among the targets")

@@ -201,6 +201,11 @@ class DiffusionPrior(BaseEstimator):
         for name, least in (("epochs", 1), ("batch_size", 1), ("steps", 2)):
             if getattr(self, name) < least:
                 raise ModelError(f"{name} is {getattr(self, name)}; it is at least {least}")
+        for name in ("lr", "warmup", "seed"):
+            value = getattr(self, name)
+            if not (value > 0 or (value == 0 and name != "lr")):
+                bound = "above 0" if name == "lr" else "at least 0"
+                raise ModelError(f"{name} is {value}; it is {bound}")
         for name in ("dropout", "guidance_dropout", "validation"):
             if not 0 <= getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)}; it is from 0 to below 1")

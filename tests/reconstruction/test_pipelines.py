@@ -82,6 +82,10 @@ def test_places_without_pipelines_are_told(tmp_path):
         ds.ned.reconstruct(SdxlTurboIpAdapter(tmp_path, tmp_path, weight_name="adapter.bin"))
     with pytest.raises(ModelError, match="is no IP-Adapter"):
         ds.ned.reconstruct(SdxlTurboIpAdapter(tmp_path, tmp_path, "models"))
+    with pytest.raises(ModelError, match="size is 500"):
+        ds.ned.reconstruct(Unclip(tmp_path, size=500))
+    with pytest.raises(ModelError, match="steps is 0"):
+        ds.ned.reconstruct(SdxlTurboIpAdapter(tmp_path, tmp_path, steps=0))
 
 
 def test_batches_of_pictures_are_those_of_single_ones(folders):

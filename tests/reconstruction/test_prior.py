@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,7 @@ from hypothesis import strategies as st
 
 import nedx
 from nedx.errors import ModelError
+from tests.decoding.test_resuming import run
 from tests.laziness import computes_at_most
 from tests.reconstruction.simulated import (
     CONDITION,
@@ -127,6 +132,35 @@ def test_stopped_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
         nedx.DiffusionPrior(**{**settings, "lr": 1e-4}, checkpoint=tmp_path / "c").fit(*data)
 
 
+KILLED = """
+import sys, torch
+from tests.reconstruction.test_prior import killed
+torch.set_num_threads(1)
+killed(checkpoint=sys.argv[1])
+"""
+
+
+def killed(**changes):
+    embedding, target = truth(200)
+    settings = {**FAST, "dropout": 0.1, "epochs": 25, "seed": 4, "device": "cpu", **changes}
+    return nedx.DiffusionPrior(**settings).fit(decoded(embedding), features(target))
+
+
+def test_killed_training_goes_on_to_the_same_weights(tmp_path):
+    progress = tmp_path / "progress.json"
+    process = run(KILLED, tmp_path)
+    deadline = time.monotonic() + 120
+    while not progress.exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < len(json.loads(progress.read_bytes())["history"]) < 25
+    resumed, straight = killed(checkpoint=tmp_path), killed()
+    assert resumed.history_ == straight.history_
+    assert resumed.model_.weights_sha256 == straight.model_.weights_sha256
+
+
 def test_published_dropout_spares_or_hits_whole_batches():
     embedding, target = truth(150)
     kinds = [
@@ -208,6 +242,10 @@ def _without_ids(ds):
         (lambda e, t: (e, t.isel(image=slice(5))), "35 of 40 embeddings are of images without"),
         (lambda e, t: (e.where(e.image_id != "t:0003"), t), "first that of 't:0003'"),
         (lambda e, t: (e, xr.concat([t, t], "image")), "occurs twice"),
+        (lambda e, t: (e.isel(image=[]), t), "no embeddings to train on"),
+        (lambda e, t: (e.rename(feature="f"), t), r"'embedding' lies over .*expected"),
+        (lambda e, t: (e, t.expand_dims(layer=2)), r"'features' lies over .*\(image, feature\)"),
+        (lambda e, t: (e["embedding"].values[:0], t["features"].values[:0]), "at least one"),
         (lambda e, t: (e["embedding"].values, t), "both as arrays"),
         (lambda e, t: (e["embedding"].values, t["features"].values[1:]), "as many rows"),
     ],
@@ -238,6 +276,8 @@ def test_concepts_must_be_named():
         ({"scale": "big"}, "'published' or 'unit'"),
         ({"validation": 1.0}, "validation is 1.0"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"lr": 0}, "lr is 0; it is above 0"),
+        ({"seed": -1}, "seed is -1; it is at least 0"),
         ({"guidance_dropout_per": "epoch"}, "'sample' or 'batch'"),
         ({"hidden": (8,)}, "two widths"),
     ],
@@ -263,6 +303,9 @@ def test_bad_use_is_told_before_work(trained, tmp_path):
         nedx.apply_prior(ds, trained, steps=1001)
     with pytest.raises(ModelError, match="no diffusion prior"):
         nedx.apply_prior(ds, object())
+    square = ds.assign(embedding_one_stage=ds["embedding"])
+    with pytest.raises(ModelError, match="a prior was applied"):
+        nedx.apply_prior(square, trained)
     bad = ds.where(ds["image_id"] != "t:0002")
     with pytest.raises(ModelError, match="t:0002"):
         nedx.apply_prior(bad, trained, steps=2)["embedding"].compute()
@@ -273,3 +316,19 @@ def test_bad_use_is_told_before_work(trained, tmp_path):
         PriorModel.from_checkpoint(tmp_path / "other.pt")
     with pytest.raises(nedx.errors.NedxError, match="not fitted"):
         nedx.apply_prior(ds, nedx.DiffusionPrior())
+
+
+def test_published_checkpoints(trained, tmp_path):
+    from nedx.reconstruction.prior_store import PriorModel
+
+    state = trained.model_.load("cpu").state_dict()
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "a.pt")
+    recipe = PriorModel.from_checkpoint(tmp_path / "a.pt", target="clip").recipe
+    assert (recipe.width, recipe.condition_width) == (WIDTH, CONDITION)
+    assert (recipe.hidden, recipe.target) == (FAST["hidden"], "clip")
+    with pytest.raises(ModelError, match="tgt"):
+        PriorModel.from_checkpoint(tmp_path / "a.pt", tgt="clip")
+    some = {name: value for name, value in state.items() if "cond" not in name}
+    torch.save(some, tmp_path / "b.pt")
+    with pytest.raises(ModelError, match="no checkpoint of a diffusion prior: it lacks encode_c"):
+        PriorModel.from_checkpoint(tmp_path / "b.pt")

@@ -268,6 +268,11 @@ def test_bad_input_is_told_before_work(tmp_path):
         NearestImage(features(embedding), photos(5))
     with pytest.raises(ModelError, match="no 'pixels' here"):
         NearestImage(gallery, gallery)
+    for wrong in (gallery.isel(image=[]), gallery.expand_dims(layer=2)):
+        with pytest.raises(ModelError, match=r"the gallery is .*expected"):
+            NearestImage(wrong, photos(6))
+    with pytest.raises(ModelError, match="float32 .*expected uint8"):
+        NearestImage(gallery, photos(6).astype("float32"))
     with pytest.raises(ModelError, match="no 'latent' here"):
         ds.ned.reconstruct(LatentDecoder(tmp_path / "none.pth"))
     latent = decoded(embedding).rename(embedding="latent")

@@ -14,6 +14,7 @@ from nedx.reconstruction.generators.pipelines import (
     LoadedPipeline,
     PipelineGenerator,
     Precision,
+    check_numbers,
     check_place,
     load_pipeline,
     placed,
@@ -71,6 +72,7 @@ class SdxlTurboIpAdapter(PipelineGenerator):
         """Return the size of the pictures; embeddings must have the width of the adapter."""
         if not self.weight_name.endswith(".safetensors"):
             raise ModelError(f"the adapter {self.weight_name} is no .safetensors file")
+        check_numbers(self)
         check_place(self.path, "a Stable Diffusion XL pipeline")
         folder = check_place(self.adapter, "an IP-Adapter")
         if folder is not None:

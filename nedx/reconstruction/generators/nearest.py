@@ -40,6 +40,14 @@ class NearestImage:
     def __init__(self, gallery: xr.Dataset, images: xr.Dataset):
         features = variable(gallery, "features", "Type: nedx.encode_features(images, ...)")
         pixels = variable(images, "pixels", "Type: nedx.open_images('folder')")
+        if set(features.dims) != {"image", "feature"} or not features.size:
+            raise ModelError(
+                f"the gallery is {dict(features.sizes)}, expected images of (image, feature)"
+            )
+        if set(pixels.dims) != {"image", "y", "x", "rgb"} or pixels.dtype != np.uint8:
+            raise ModelError(
+                f"'pixels' is {pixels.dtype} {pixels.dims}, expected uint8 over (image, y, x, rgb)"
+            )
         for name, array in (("features", features), ("pixels", pixels)):
             if "image_id" not in array.coords:
                 raise ModelError(f"the {name} have no image_id, by which they are joined")
@@ -54,7 +62,7 @@ class NearestImage:
                 f"{len(missing)} of {len(ids)} images of the gallery have no pixels, such as "
                 f"{str(missing[0])!r}"
             )
-        self._positions = positions
+        self._positions, self._ids = positions, ids
         self._features = _rows(features)
         self._pixels = dask_blocks(pixels.transpose("image", "y", "x", "rgb"))
         self._model = features.attrs.get("model")
@@ -88,14 +96,14 @@ class NearestImage:
 
     def make(self, rows: np.ndarray, seeds: Sequence[int], device: str) -> np.ndarray:
         """Return the nearest image of each row; nothing is random."""
-        chosen = self._positions[nearest(rows, self._features)]
+        chosen = self._positions[nearest(rows, self._features, self._ids.tolist())]
         unique, inverse = np.unique(chosen, return_inverse=True)
         # Inside a task: other schedulers would wait for the worker that waits for them.
         shown = self._pixels[unique].compute(scheduler="synchronous")
         return shown[inverse]
 
 
-def nearest(rows: np.ndarray, gallery: da.Array) -> np.ndarray:
+def nearest(rows: np.ndarray, gallery: da.Array, names: Sequence[object] = ()) -> np.ndarray:
     """Return the position of the highest cosine, the first of equal ones, block by block.
 
     Parameters
@@ -104,6 +112,8 @@ def nearest(rows: np.ndarray, gallery: da.Array) -> np.ndarray:
         Embeddings.
     gallery : dask array (image, feature)
         Features.
+    names : sequence (image,), optional
+        What to call images whose features are not finite.
 
     Returns
     -------
@@ -119,7 +129,7 @@ def nearest(rows: np.ndarray, gallery: da.Array) -> np.ndarray:
             block.shape,
             np.float32,
             "the gallery",
-            names=range(len(block)),
+            names=names[part],
         )
         norms = np.maximum(np.linalg.norm(block, axis=1), 1e-30)
         closeness = wanted @ block.T / norms

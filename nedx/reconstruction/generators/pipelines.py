@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "float32", "float16"]
+_COVERED = 8
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -66,6 +67,21 @@ def check_place(path: str, what: str) -> Path | None:
         f"there is no folder {path} of {what}; give the path of one, or a repository of the "
         "Hugging Face hub as 'owner/name'"
     )
+
+
+def check_numbers(generator: Any) -> None:
+    """Refuse sizes and counts that a pipeline would, before gigabytes are loaded.
+
+    Raises
+    ------
+    ModelError
+        If steps or batches are fewer than 1, or pixels no multiple of what a latent covers.
+    """
+    for name in ("steps", "batch_size"):
+        if getattr(generator, name) < 1:
+            raise ModelError(f"{name} is {getattr(generator, name)}; it is at least 1")
+    if generator.size < _COVERED or generator.size % _COVERED:
+        raise ModelError(f"size is {generator.size}; it is a multiple of {_COVERED} pixels")
 
 
 def load_pipeline(name: str, path: str) -> Any:

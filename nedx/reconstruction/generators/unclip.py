@@ -15,6 +15,7 @@ from nedx.reconstruction.generators.pipelines import (
     LoadedPipeline,
     PipelineGenerator,
     Precision,
+    check_numbers,
     check_place,
     load_pipeline,
     placed,
@@ -41,7 +42,9 @@ class Unclip(PipelineGenerator):
     size : int
         Height and width, pixels.
     embedding_norm : float, optional
-        Embeddings are scaled to this norm; they go in as they are by default.
+        Embeddings are scaled to this norm; they go in as they are by default. The pipeline was
+        trained on CLIP's own, which are not of unit norm: for targets that were normalised give
+        the mean norm before.
     batch_size : int
         Pictures at a time.
     precision : {"auto", "float32", "float16"}
@@ -62,6 +65,7 @@ class Unclip(PipelineGenerator):
 
     def check(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return the size of the pictures; embeddings must have the width of the pipeline."""
+        check_numbers(self)
         folder = check_place(self.path, "a Stable unCLIP pipeline")
         if folder is not None:
             width = _width(folder)
