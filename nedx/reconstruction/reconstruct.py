@@ -15,7 +15,7 @@ import xarray as xr
 from nedx.compute.batches import checked
 from nedx.compute.devices import check_device, resolve_device
 from nedx.errors import ModelError, close_matches
-from nedx.reconstruction.generators.protocol import Generator
+from nedx.reconstruction.generators.protocol import DatasetGenerator, Generator
 from nedx.reconstruction.prior import EMBEDDING, ONE_STAGE
 from nedx.reconstruction.rows import over_rows, variable
 
@@ -31,14 +31,14 @@ _HINTS = {
 
 def reconstruct(
     ds: xr.Dataset,
-    generator: Generator,
+    generator: Generator | DatasetGenerator,
     *,
     kinds: Sequence[str] | None = None,
     targets: xr.Dataset | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> xr.Dataset:
-    """Make pictures of decoded embeddings or latents.
+    """Make pictures of decoded embeddings, latents or features of a network.
 
     The seed of a picture comes from `seed` and its ``image_id``; subjects and kinds share it.
 
@@ -46,9 +46,11 @@ def reconstruct(
     ----------
     ds : Dataset
         What the generator reads, with ``image_id``: ``embedding ([subject,] image | trial,
-        feature)``, or ``latent ([subject,] image | trial, latent_channel, latent_y, latent_x)``.
-    generator : Generator
-        One of `nedx.reconstruction.generators`, or anything of that protocol.
+        feature)``, ``latent ([subject,] image | trial, latent_channel, latent_y, latent_x)``, or
+        ``feature_<layer> ([subject,] image | trial, *unit)``.
+    generator : Generator or DatasetGenerator
+        One of `nedx.reconstruction.generators`, `FeatureInversion` of
+        `nedx.reconstruction.inversion`, or anything of these protocols.
     kinds : sequence of {"true_embedding", "one_stage", "two_stage"}, optional
         Pictures of several embeddings side by side: of the images themselves (`targets`), as
         decoded, and as the prior made them (`apply_prior`). By default of ``embedding`` as it is.
@@ -73,13 +75,17 @@ def reconstruct(
         Dataset holds images of another size.
     """
     check_device(device)
+    if isinstance(generator, DatasetGenerator):
+        if kinds is not None or targets is not None:
+            raise ModelError(f"kinds and targets are of embeddings, not of {generator!r:.80}")
+        return generator.reconstruct(ds, seed=seed, device=device)
     if not isinstance(generator, Generator):
         raise ModelError(
             f"a {type(generator).__name__} is no generator; see nedx.reconstruction.generators"
         )
     rows = _rows(ds, generator, kinds, targets)
     size = generator.check(tuple(rows.sizes[dim] for dim in generator.row_dims))
-    _check_size(ds, size)
+    check_size(ds, size)
     task = PictureTask(generator, size, seed, device)
     made = over_rows(rows, generator.row_dims, task)
     recipe = {"name": type(generator).__name__, **generator.describe()}
@@ -221,7 +227,8 @@ def _true(now: xr.DataArray, targets: xr.Dataset | None) -> xr.DataArray:
     return xr.DataArray(values.data, dims=[dim if d == "image" else d for d in values.dims])
 
 
-def _check_size(ds: xr.Dataset, size: tuple[int, int]) -> None:
+def check_size(ds: xr.Dataset, size: tuple[int, int]) -> None:
+    """Raise ModelError if a Dataset holds images of another size than the pictures."""
     here = {dim: ds.sizes[dim] for dim in ("y", "x") if dim in ds.sizes}
     if here and here != dict(zip("yx", size, strict=True)):
         raise ModelError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import xarray as xr
 
 
 @runtime_checkable
@@ -47,4 +48,27 @@ class Generator(Protocol):
             Of each picture.
         device : str
             Resolved: ``"cpu"``, ``"cuda:0"``, ...
+        """
+
+
+@runtime_checkable
+class DatasetGenerator(Protocol):
+    """Makes pictures of several variables at once, such as the features of several layers."""
+
+    def reconstruct(self, ds: xr.Dataset, *, seed: int, device: str) -> xr.Dataset:
+        """Return the Dataset with ``pixels_reconstructed``, lazily.
+
+        Parameters
+        ----------
+        ds : Dataset
+            What it reads, with ``image_id``.
+        seed : int
+            Of all pictures.
+        device : str
+            As the user gave it.
+
+        Raises
+        ------
+        ModelError
+            If what it reads is not there or does not fit.
         """

@@ -1,0 +1,105 @@
+"""L-BFGS-B: bounded minimisation of one image after the other (Byrd et al. 1995, by scipy)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nedx.errors import ModelError
+from nedx.reconstruction.inversion.encoders import Precision
+from nedx.reconstruction.inversion.problem import Problem
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Minimises the objective of each image within the range of its pixels or code.
+
+    Starts at zero after preprocessing, which is the mean image, as published (Shen et al. 2019).
+
+    Parameters
+    ----------
+    iterations : int
+        The most; 200 as published for pixels, 500 for codes. It ends earlier only where no step
+        lowers the objective.
+    precision : {"float64", "float32"}
+        Of the networks; the steps are float64 always.
+    """
+
+    iterations: int = 200
+    precision: Precision = "float64"
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ModelError(f"iterations={self.iterations}, expected 1 or more")
+
+    @property
+    def needs_generator(self) -> bool:
+        """Pixels will do."""
+        return False
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {"name": "L-BFGS-B", **asdict(self)}
+
+    def solve(self, problem: Problem, seeds: Sequence[int]) -> torch.Tensor:
+        """Return the variables of all images; nothing is random."""
+        import torch
+
+        found = np.empty(problem.shape)
+        bounds = problem.bounds()
+        for index in range(len(found)):
+            one = slice(index, index + 1)
+
+            def value(flat: np.ndarray, one: slice = one) -> tuple[float, np.ndarray]:
+                variables = problem.tensor(flat.reshape(1, *problem.shape[1:])).requires_grad_()
+                with torch.enable_grad():
+                    loss = problem.losses(variables, one).sum()
+                    (slope,) = torch.autograd.grad(loss, variables)
+                return loss.item(), slope.double().cpu().numpy().ravel()
+
+            start = np.zeros(problem.shape[1:]).clip(*bounds)
+            found[index] = minimised(value, start, *bounds, self.iterations)
+        return problem.tensor(found)
+
+
+def minimised(
+    value: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    start: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    iterations: int,
+) -> np.ndarray:
+    """Minimise a function of many bounded variables.
+
+    Parameters
+    ----------
+    value : callable
+        The function and its gradient, of variables (n,) in float64.
+    start, lower, upper : ndarray of float64, of any one shape
+        Bounds may be infinite.
+    iterations : int
+        The most.
+
+    Returns
+    -------
+    ndarray of float64, of the shape of `start`
+    """
+    from scipy.optimize import Bounds, minimize
+
+    result = minimize(
+        value,
+        start.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=Bounds(lower.ravel(), upper.ravel()),
+        # How small a change is depends on the scale of features, so that only iterations count.
+        options={"maxiter": iterations, "ftol": 0, "gtol": 0},
+    )
+    found: np.ndarray = result.x.reshape(start.shape)
+    return found
