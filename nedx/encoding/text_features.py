@@ -67,6 +67,8 @@ def encode_text(
         If concepts are missing or there twice, or the prompt has no place for them.
     """
     check_device(device)
+    if batch_size < 1:
+        raise ModelError(f"batch_size is 1 or more, not {batch_size}")
     texts, labels = _concepts(concepts)
     _check_prompt(prompt)
     recipe = _recipe(model, batch_size)

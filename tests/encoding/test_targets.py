@@ -247,6 +247,8 @@ def test_texts_that_cannot_be_read(clip, images):
         nedx.encode_text(CONCEPTS, model, prompt="{} of {")
     with pytest.raises(StimulusError, match="category"):
         nedx.encode_text(images.drop_vars("category"), model)
+    with pytest.raises(ModelError, match="batch_size is 1 or more"):
+        nedx.encode_text(CONCEPTS, model, batch_size=0)
     long = nedx.encode_text(["a" * 60], model)
     with pytest.raises(ModelError, match="reads 40: shorten the prompt"):
         long.compute()
