@@ -16,8 +16,10 @@ import xarray as xr
 
 from nedx.errors import SelectionError, close_matches
 from nedx.preprocessing.epochs import EpochSettings
+from nedx.preprocessing.repetitions import average_repetitions
 from nedx.preprocessing.whitening import whiten
 from nedx.preprocessing.zscore import zscore
+from nedx.selection import select
 
 SEED = 20200220
 """Of the published choice and order of repetitions."""
@@ -33,7 +35,7 @@ NICE_CHANNELS = tuple(_NICE_ORDER.split())
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to prepare single trials of a recording.
+    """One way to prepare the trials of a recording.
 
     Parameters
     ----------
@@ -50,8 +52,13 @@ class Recipe:
         Noise normalisation of each session by its training data, or by both partitions.
     per : {"time", "trial"}
         See `nedx.preprocessing.whitening.noise_covariance`.
-    zscored : bool
-        Standardise each session, by all of its trials.
+    window : (float, float), optional
+        First and last time to keep after whitening, s.
+    averaged : bool
+        Average the repetitions of each image.
+    zscored : {"session", "train"}, optional
+        Standardise each session by all of its trials; or all, as they are after averaging, by the
+        training images.
     repetitions : dict of str to int
         The most that are kept of an image in a session, by partition.
     shuffled : bool
@@ -64,7 +71,9 @@ class Recipe:
     channels: tuple[str, ...] | str | None = None
     whitening: Literal["train", "train_and_test"] | None = None
     per: Literal["time", "trial"] = "time"
-    zscored: bool = False
+    window: tuple[float, float] | None = None
+    averaged: bool = False
+    zscored: Literal["session", "train"] | None = None
     repetitions: Mapping[str, int] | None = None
     shuffled: bool = False
 
@@ -153,8 +162,12 @@ class Recipe:
         """Apply to epochs of several sessions, lazily, what comes after cutting them."""
         if self.whitening is not None:
             ds = whiten(ds, fit=self.whitening, per=self.per)
-        if self.zscored:
-            ds = zscore(ds, "session", fit="all")
+        if self.window is not None:
+            ds = select(ds, time=self.window)
+        if self.averaged:
+            ds = average_repetitions(ds)
+        if self.zscored is not None:
+            ds = zscore(ds, self.zscored, fit="all" if self.zscored == "session" else "train")
         return ds.assign_attrs(recipe=self.name, recipe_reference=self.reference)
 
 
@@ -196,7 +209,7 @@ RECIPES: Mapping[str, Recipe] = {
             "ned_2024",
             "Gifford et al., the Neural Encoding Dataset, 2024",
             _NED_EPOCHS,
-            zscored=True,
+            zscored="session",
             repetitions=_PUBLISHED_MOST,
             shuffled=True,
         ),
@@ -204,6 +217,19 @@ RECIPES: Mapping[str, Recipe] = {
             "berg_2025",
             "Gifford et al., the Brain Encoding Response Generator, 2025",
             _NED_EPOCHS,
+            repetitions=_PUBLISHED_MOST,
+        ),
+        # Published with statistics of test data, too: these tell what is to be predicted.
+        Recipe(
+            "realnet_2024",
+            "after Lu, Wang & Golomb 2024, arXiv:2401.17231; statistics of training data alone",
+            EpochSettings(-0.2, 0.8, baseline=(None, 0.0), sampling_frequency=100.0),
+            channels="^O *|^P *",
+            whitening="train",
+            per="time",
+            window=(0.0, 0.19),
+            averaged=True,
+            zscored="train",
             repetitions=_PUBLISHED_MOST,
         ),
     )

@@ -226,7 +226,7 @@ SOURCES: dict[str, Source] = {
             Argument(
                 "recipe",
                 "berg_2025 by default",
-                choices=("eeg_encoding_2022", "nice_2024", "ned_2024", "berg_2025"),
+                choices=("eeg_encoding_2022", "nice_2024", "ned_2024", "berg_2025", "realnet_2024"),
             ),
             _SESSIONS,
             Argument("image_metadata", "image_metadata.npy, where it is not beside the root"),

@@ -190,6 +190,38 @@ def test_eeg_encoding_2022(root):
     assert ds.response.attrs["normalization_fit"] == "train_and_test"
 
 
+def test_realnet_2024(root):
+    """Means of whitened trials, 0 to 190 ms, standardised by those of training images."""
+    names = [name for name in CHANNELS if name[0] in "OP"]
+
+    def cut(raw, events):
+        raw = raw.copy().pick(names)
+        baseline = {"tmin": -0.2, "tmax": 0.8, "baseline": (None, 0)}
+        return mne.Epochs(raw, events, preload=True, **baseline, **QUIET).resample(100).get_data()
+
+    with computes_at_most(0):
+        ds = open_raw(root, recipe="realnet_2024", sessions=TWO)
+    assert ds.response.dims == ("image", "channel", "time")
+    np.testing.assert_allclose(ds.time.values, np.arange(20) * 0.01, atol=1e-12)
+    parts = whitened(root, cut, per_time=True, with_test=False)
+    means = {
+        part: {
+            f"things:{file[:-4]}": merged(parts[part], number, order=False).mean(0)[:, 20:40]
+            for number, file in enumerate(files, 1)
+        }
+        for part, files in (("training", TRAIN), ("test", TEST))
+    }
+    trained = np.stack(list(means["training"].values()))
+    every = {**means["training"], **means["test"]}
+    expected = np.stack([every[name] for name in ds.image_id.values])
+    expected = (expected - trained.mean(0)) / trained.std(0)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(ds.response.values, expected, rtol=5e-3, atol=5e-3 * scale)
+    attrs = ds.response.attrs
+    assert (attrs["units"], attrs["normalization_scope"]) == ("1", "train")
+    nedx.validate(ds)
+
+
 def test_eras_cannot_be_mistaken():
     said = set()
     for recipe in RECIPES.values():
@@ -199,9 +231,9 @@ def test_eras_cannot_be_mistaken():
         if recipe.whitening:
             attrs |= {"normalization": "whitened", "normalization_fit": recipe.whitening}
         if recipe.zscored:
-            attrs |= {"normalization_scope": "session"}
+            attrs |= {"normalization": "zscore", "normalization_scope": recipe.zscored}
         said.add(tuple(sorted(attrs.items())))
-    assert len(said) == len(RECIPES) == 4
+    assert len(said) == len(RECIPES) == 5
 
 
 def test_labels(root):

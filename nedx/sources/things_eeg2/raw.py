@@ -81,8 +81,9 @@ def open_raw(
     subject : str, int or sequence, optional
         All that are there by default.
     recipe : str or Recipe
-        ``"eeg_encoding_2022"``, ``"nice_2024"``, ``"ned_2024"``, ``"berg_2025"``, or one of your
-        own; see `nedx.preprocessing.recipes`. Values of different recipes must not be mixed.
+        ``"eeg_encoding_2022"``, ``"nice_2024"``, ``"ned_2024"``, ``"berg_2025"``,
+        ``"realnet_2024"`` (means of each image), or one of your own; see
+        `nedx.preprocessing.recipes`. Values of different recipes must not be mixed.
     sessions : sequence of int, optional
         Numbers of the sessions; all four by default.
     image_metadata : path, optional
