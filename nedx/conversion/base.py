@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,7 +16,7 @@ from nedx.conversion.model import Converter
 from nedx.conversion.recipe import Pair
 from nedx.conversion.regions import METHODS, Region, merged, regions
 from nedx.conversion.sides import recipe_of, side_labels
-from nedx.conversion.storing import State
+from nedx.conversion.storing import State, keep_converter
 from nedx.conversion.subjects import Pairs, Responses, named_pairs
 from nedx.conversion.training import Material, Work
 from nedx.encoding.estimators.base import UnfittedError
@@ -131,7 +132,7 @@ class LinearConverter(BaseConverter):
         solve = self._solver(works)
         self.model_ = model_of(
             subjects,
-            [solved(work, solve) for work in works],
+            (solved(work, solve) for work in works),
             {image for work in works for image in work.source.image.tolist()},
             method=f"{self.kind}, {self.method}",
             citation=self.citation,
@@ -172,12 +173,12 @@ def solved(work: Work, solve: Solver) -> tuple[Pair, State]:
 
 def model_of(
     subjects: Mapping[str, xr.Dataset],
-    fitted: Sequence[tuple[Pair, State]],
+    fitted: Iterable[tuple[Pair, State]],
     images: Iterable[str],
     **fields: Any,
 ) -> Converter:
-    """Return the model of fitted pairs, with the labels of their subjects."""
+    """Return the model of pairs that are fitted one by one, with the labels of their subjects."""
     seen = sorted(images)
-    recipe = recipe_of(subjects, tuple(pair for pair, _ in fitted), images=len(seen), **fields)
     labels = {name: side_labels(ds) for name, ds in subjects.items()}
-    return Converter(recipe, {pair.name: state for pair, state in fitted}, labels, seen)
+    recipe = partial(recipe_of, subjects, images=len(seen), **fields)
+    return keep_converter(fitted, recipe, labels, seen)

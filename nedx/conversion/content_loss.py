@@ -19,6 +19,7 @@ from nedx.conversion.content_network import (
 from nedx.conversion.model import Converter
 from nedx.conversion.recipe import Pair, Side
 from nedx.conversion.sides import recipe_of, side_labels
+from nedx.conversion.storing import keep_converter
 from nedx.conversion.subjects import checked
 from nedx.conversion.training import Material
 from nedx.decoding.feature_decoder_layers import TrueFeatures, true_features
@@ -137,6 +138,8 @@ class ContentLossConverter(BaseConverter):
         target = _target(self.decoder, self.layers)
         if target.name == name:
             raise ModelError(f"the decoder is of {name} itself: nothing is to be converted")
+        first = next(iter(target.layers.values()))
+        given = _labels(labels, first, target.neuroid)
         material = Material({name: ds})
         rows = material.rows[name]
         images = list(dict.fromkeys(rows.image.tolist()))
@@ -147,7 +150,6 @@ class ContentLossConverter(BaseConverter):
             source_values = material.alone(name, rows).values
             place = {image: i for i, image in enumerate(images)}
             where = np.array([place[image] for image in rows.image], dtype=np.int64)
-            first = next(iter(target.layers.values()))
             training = ContentTraining(
                 self.iterations, self.learning_rate, self.seed, resolve_device(self.device)
             )
@@ -161,7 +163,7 @@ class ContentLossConverter(BaseConverter):
             "target_deviation": first["response_deviation"].values.astype(np.float32),
         }
         self.history_ = xr.Dataset({"loss": ("iteration", loss)})
-        self.model_ = self._model(name, ds, target, state, images, labels)
+        self.model_ = self._model(name, ds, target, state, images, given)
         return self
 
     def _model(
@@ -171,7 +173,7 @@ class ContentLossConverter(BaseConverter):
         target: _Target,
         state: dict[str, np.ndarray],
         images: list[str],
-        labels: xr.Dataset | None,
+        labels: xr.Dataset,
     ) -> Converter:
         first = next(iter(target.layers.values()))
         size = first.sizes["voxel"]
@@ -188,10 +190,8 @@ class ContentLossConverter(BaseConverter):
         )
         side = Side(neuroid=target.neuroid, size=size, response_attrs=target.response_attrs)
         recipe = recipe.model_copy(update={"sides": {**recipe.sides, target.name: side}})
-        own = _labels(labels, first, target.neuroid)
-        return Converter(
-            recipe, {pair.name: state}, {name: side_labels(ds), target.name: own}, images
-        )
+        both = {name: side_labels(ds), target.name: labels}
+        return keep_converter([(pair, state)], lambda _: recipe, both, images)
 
 
 def _target(decoder: Any, layers: Sequence[str] | None) -> _Target:

@@ -261,9 +261,9 @@ def _recorded(ds: xr.Dataset, pair: Pair, target: Side) -> xr.Dataset:
 
 def _with_partition(ds: xr.Dataset, converter: Converter) -> xr.Dataset:
     """Say which images the converter has seen, unless the responses say what they are for."""
-    if "partition" in ds:
-        return ds
     seen = set(map(str, converter.known_images))
+    if "partition" in ds or not seen:
+        return ds
     kinds = ["train" if str(name) in seen else "unseen" for name in ds["image_id"].values]
     sample = sample_dim(ds["response"])
     return ds.assign_coords(partition=(sample, np.array(kinds, dtype=object)))

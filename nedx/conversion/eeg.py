@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -131,11 +131,12 @@ class EEGConverter(BaseConverter):
         for one, other in chosen:
             both = material.together([one, other])
             works.append(Work(both[one], both[other], (_everything(both[one], both[other]),)))
+        fitted: Iterable[tuple[Pair, State]]
         if self.network == "linear":
             solve = SharedRidge(self.alpha, self.alphas, self.cv, resolve_device(self.device))
             for work in works:
                 solve.check(work)
-            fitted = [solved(work, solve) for work in works]
+            fitted = (solved(work, solve) for work in works)
         else:
             fitted = self._trained(works, {n: _shape(ds) for n, ds in subjects.items()})
         self.model_ = model_of(

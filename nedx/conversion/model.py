@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from nedx.compute.references import ModelRef
-from nedx.config import cache_dir
 from nedx.conversion.recipe import ConverterRecipe, Pair
-from nedx.conversion.storing import (
-    LOADER,
-    SUBJECTS,
-    State,
-    hash_states,
-    read_state,
-    write_converter,
-)
+from nedx.conversion.storing import SUBJECTS, ConverterWriter, State, read_state
 from nedx.encoding.opening import open_labels
-from nedx.encoding.storing import hash_variables
-from nedx.errors import ModelError, SelectionError, StoreExistsError, close_matches
+from nedx.encoding.storing import write_whole
+from nedx.errors import SelectionError, close_matches
 from nedx.schema import subject_label
 from nedx.selection import Subjects
 from nedx.store.location import Location
@@ -37,43 +26,12 @@ class Converter:
     ----------
     recipe : ConverterRecipe
         What it takes, what it gives, where it comes from.
-    states : mapping of str to dict of str to ndarray
-        The arrays of each pair, by its name.
-    labels : mapping of str to Dataset
-        Coordinates of the neuroids of each subject; without that of the neuroid axis itself,
-        neuroids are told by their order.
-    images : sequence of str
-        The ``image_id`` of what it was fitted to.
-
-    Raises
-    ------
-    ModelError
-        If weights are missing, not finite, or of another size than the recipe says.
+    ref : ModelRef
+        Where its weights lie.
     """
 
-    def __init__(
-        self,
-        recipe: ConverterRecipe,
-        states: Mapping[str, State],
-        labels: Mapping[str, xr.Dataset],
-        images: Sequence[str] = (),
-    ):
-        _check(recipe, states)
-        self.recipe = recipe
-        self._states: Mapping[str, State] | None = states
-        self._labels: Mapping[str, xr.Dataset] | None = labels
-        self._images = np.array(list(images), dtype=object)
-        self._ref: ModelRef | None = None
-        self._root = self
-
-    @classmethod
-    def _opened(cls, recipe: ConverterRecipe, ref: ModelRef) -> Converter:
-        """Make a converter of what lies in a store."""
-        self = cls.__new__(cls)
-        self.recipe, self._ref, self._root = recipe, ref, self
-        self._states = self._labels = None
-        self._images = np.empty(0, object)
-        return self
+    def __init__(self, recipe: ConverterRecipe, ref: ModelRef):
+        self.recipe, self.ref = recipe, ref
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -88,36 +46,8 @@ class Converter:
     @property
     def known_images(self) -> np.ndarray:
         """The ``image_id`` of what it was fitted to, object (image,)."""
-        if self._root._ref is not None and not len(self._root._images):
-            location = self._root._ref.location
-            assert location is not None
-            self._root._images = open_labels(location, "", heavy=())["known_image"].values
-        return self._root._images
-
-    @property
-    def ref(self) -> ModelRef:
-        """What a graph carries; a model that lies in no store yet is written to the cache."""
-        root = self._root
-        if root._ref is None:
-            assert root._states is not None
-            assert root._labels is not None
-            recipe, sha256 = root.recipe.model_dump_json(), hash_states(root._states)
-            seen = "".join(
-                hash_variables({"": ds}, tuple(sorted(map(str, ds.variables))))
-                for ds in (root._known(), *root._labels.values())
-            )
-            digest = hashlib.sha256(f"{recipe}{sha256}{seen}".encode()).hexdigest()
-            place = Location.of(cache_dir() / "models" / digest)
-            if not place.exists("zarr.json"):
-                os.makedirs(os.path.dirname(place.url), exist_ok=True)
-                try:
-                    root.to_zarr(place)
-                except (StoreExistsError, OSError):
-                    # Another process may have been faster.
-                    if not place.exists("zarr.json"):
-                        raise
-            root._ref = ModelRef(LOADER, place, recipe, sha256)
-        return root._ref
+        names: np.ndarray = open_labels(self._location, "", heavy=())["known_image"].values
+        return names
 
     def sel(self, *, source: Subjects | None = None, subject: Subjects | None = None) -> Converter:
         """Select pairs; the weights of the others are never read.
@@ -193,16 +123,11 @@ class Converter:
 
     def state(self, name: str) -> State:
         """Return the arrays of a pair by its name."""
-        states = self._root._states
-        return states[name] if states is not None else read_state(self.ref, name)
+        return read_state(self.ref, name)
 
     def labels(self, subject: str) -> xr.Dataset:
         """Return the coordinates of a subject's neuroids."""
-        held = self._root._labels
-        if held is not None:
-            return held[subject]
-        assert self.ref.location is not None
-        return open_labels(self.ref.location, f"{SUBJECTS}/{subject}", heavy=()).load()
+        return open_labels(self._location, f"{SUBJECTS}/{subject}", heavy=()).load()
 
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the model to a Zarr store; `nedx.load_model` opens it.
@@ -221,12 +146,20 @@ class Converter:
         StoreExistsError
             If something is there; nothing is changed.
         """
-        states = {pair.name: self.state(pair.name) for pair in self.recipe.pairs}
-        labels = {name: self.labels(name) for name in self.recipe.sides}
-        return write_converter(place, self.recipe, states, labels, self._known())
 
-    def _known(self) -> xr.Dataset:
-        return xr.Dataset(coords={"known_image": self.known_images})
+        def write(location: Location) -> None:
+            writer = ConverterWriter(location)
+            for pair in self.recipe.pairs:
+                writer.pair(pair.name, self.state(pair.name))
+            labels = {name: self.labels(name) for name in self.recipe.sides}
+            writer.finish(self.recipe, labels, self.known_images.tolist())
+
+        return write_whole(place, write)
+
+    @property
+    def _location(self) -> Location:
+        assert self.ref.location is not None
+        return self.ref.location
 
     def __repr__(self) -> str:
         recipe = self.recipe
@@ -242,25 +175,3 @@ class Converter:
         }
         head = f"<nedx.Converter {recipe.model_id!r} version {recipe.version}>"
         return "\n".join([head, *(f"    {k + ':':<12} {text}" for k, text in lines.items())])
-
-
-def _check(recipe: ConverterRecipe, states: Mapping[str, State]) -> None:
-    for pair in recipe.pairs:
-        state = states.get(pair.name)
-        if state is None:
-            raise ModelError(f"the pair {pair.source} to {pair.target} has no weights")
-        for key, values in state.items():
-            if not np.isfinite(values).all():
-                raise ModelError(f"{key!r} of {pair.source} to {pair.target} is not finite")
-        if recipe.kernel == "linear":
-            sizes = [_width(recipe, name) for name in (pair.source, pair.target)]
-            if state["weight"].shape != tuple(sizes):
-                raise ModelError(
-                    f"the weights of {pair.source} to {pair.target} are {state['weight'].shape}, "
-                    f"the recipe says {tuple(sizes)}"
-                )
-
-
-def _width(recipe: ConverterRecipe, name: str) -> int:
-    side = recipe.sides[name]
-    return side.size * (len(side.times) if side.times is not None else 1)

@@ -12,6 +12,7 @@ import xarray as xr
 from nedx.conversion.model import Converter
 from nedx.conversion.recipe import ConverterRecipe, Pair, Side
 from nedx.conversion.sides import side_labels, side_of
+from nedx.conversion.storing import keep_converter
 from nedx.errors import SourceError
 from nedx.schema import subject_label
 from nedx.store.location import Location
@@ -76,7 +77,7 @@ def import_converter(
         model_id="published",
         citation="https://doi.org/10.1016/j.neuroimage.2023.120007",
     )
-    return Converter(recipe, {pair.name: state}, labels)
+    return keep_converter([(pair, state)], lambda _: recipe, labels, [])
 
 
 def read_alphas(

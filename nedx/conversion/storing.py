@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
+import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +19,11 @@ import zarr
 from pydantic import ValidationError
 
 from nedx.compute.references import ModelRef, Positions
-from nedx.conversion.recipe import ConverterRecipe
+from nedx.config import cache_dir
+from nedx.conversion.recipe import ConverterRecipe, Pair
 from nedx.encoding.fwrf_store import hash_arrays
 from nedx.encoding.loading import LOADER, Head, group_of, read_array
-from nedx.encoding.storing import COMPRESSORS, storable_labels, write_whole
+from nedx.encoding.storing import COMPRESSORS, storable_labels
 from nedx.errors import ModelError
 from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
@@ -101,66 +106,111 @@ def read_state(
     return found
 
 
-def write_converter(
-    place: str | Path | Location,
-    recipe: ConverterRecipe,
-    states: Mapping[str, State],
-    labels: Mapping[str, xr.Dataset],
-    known: xr.Dataset,
-) -> Location:
-    """Write a converter, whole or not at all on a local disk.
+class ConverterWriter:
+    """Writes a converter pair by pair, so that all of them need not fit into memory.
 
     Parameters
     ----------
-    place : path, URL or Location
-        Where; must not exist.
-    recipe : ConverterRecipe
-    states : mapping of str to dict
-        The arrays of each pair, by its name.
-    labels : mapping of str to Dataset
-        Coordinates of the neuroids of each subject.
-    known : Dataset
-        ``known_image``, the images that it was fitted to.
-
-    Raises
-    ------
-    StoreExistsError
-        If something is there; nothing is changed.
+    location : Location
+        Where; nothing may be there.
     """
 
-    def write(location: Location) -> None:
-        store = RecordingStore(location.zarr_store(read_only=False))
-        with warnings.catch_warnings():
-            # Zarr says of consolidated metadata and of strings that v3 does not specify them yet.
-            warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-            root = zarr.create_group(store, zarr_format=3)
-            for name, state in states.items():
-                _write_state(root.require_group(f"{PAIRS}/{name}"), state)
-            for name, ds in labels.items():
-                stored = storable_labels(ds, heavy=())
-                stored.to_zarr(
-                    store, group=f"{SUBJECTS}/{name}", mode="a", zarr_format=3, consolidated=False
+    def __init__(self, location: Location):
+        self._location = location
+        self._store = RecordingStore(location.zarr_store(read_only=False))
+        self._hashes: dict[str, str] = {}
+        with _quiet():
+            self._root = zarr.create_group(self._store, zarr_format=3)
+
+    def pair(self, name: str, state: State) -> None:
+        """Write the arrays of a pair.
+
+        Raises
+        ------
+        ModelError
+            If one is not finite.
+        """
+        for key, values in state.items():
+            if not np.isfinite(values).all():
+                raise ModelError(f"{key!r} of {name} is NaN or infinite")
+        with _quiet():
+            _write_state(self._root.require_group(f"{PAIRS}/{name}"), state)
+        self._hashes[name] = hash_arrays(dict(state))
+
+    def finish(
+        self, recipe: ConverterRecipe, labels: Mapping[str, xr.Dataset], images: Sequence[str]
+    ) -> str:
+        """Write recipe, labels of the neuroids and known images; return the hash of the weights."""
+        joined = "".join(f"{name}{found}" for name, found in sorted(self._hashes.items()))
+        sha256 = hashlib.sha256(joined.encode()).hexdigest()
+        known = xr.Dataset(coords={"known_image": np.array(list(images), dtype=object)})
+        groups: dict[str | None, xr.Dataset] = {None: known}
+        groups |= {f"{SUBJECTS}/{name}": ds for name, ds in labels.items()}
+        with _quiet():
+            for group, ds in groups.items():
+                storable_labels(ds, heavy=()).to_zarr(
+                    self._store, group=group, mode="a", zarr_format=3, consolidated=False
                 )
-            storable_labels(known).to_zarr(store, mode="a", zarr_format=3, consolidated=False)
-            root.attrs.put(
+            self._root.attrs.put(
                 {
                     "nedx_kind": "model",
                     "nedx_schema_version": SCHEMA_VERSION,
                     "nedx_status": "complete",
                     "model_type": MODEL_TYPE,
                     "recipe": json.loads(recipe.model_dump_json()),
-                    "weights_sha256": hash_states(states),
+                    "weights_sha256": sha256,
                 }
             )
-            zarr.consolidate_metadata(store, zarr_format=3)
-        location.write(MANIFEST, Manifest(store.written).to_bytes())
+            zarr.consolidate_metadata(self._store, zarr_format=3)
+        self._location.write(MANIFEST, Manifest(self._store.written).to_bytes())
+        return sha256
 
-    return write_whole(place, write)
+
+def keep_converter(
+    fitted: Iterable[tuple[Pair, State]],
+    recipe_of: Callable[[tuple[Pair, ...]], ConverterRecipe],
+    labels: Mapping[str, xr.Dataset],
+    images: Sequence[str],
+) -> Converter:
+    """Write a converter to the cache while it is fitted; it stays there until written elsewhere.
+
+    Parameters
+    ----------
+    fitted : iterable of (Pair, dict)
+        Pairs and their arrays, held one at a time.
+    recipe_of : callable
+        Returns the recipe of all pairs.
+    labels : mapping of str to Dataset
+        Coordinates of the neuroids of each subject.
+    images : sequence of str
+        The ``image_id`` of what it was fitted to.
+    """
+    from nedx.conversion.model import Converter
+
+    partial = cache_dir() / "models" / f"{uuid.uuid4().hex}.partial"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        writer = ConverterWriter(Location.of(partial))
+        pairs = []
+        for pair, state in fitted:
+            writer.pair(pair.name, state)
+            pairs.append(pair)
+        recipe = recipe_of(tuple(pairs))
+        sha256 = writer.finish(recipe, labels, images)
+        place = partial.with_name(f"{sha256[:32]}-{uuid.uuid4().hex[:8]}")
+        os.rename(partial, place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Converter(recipe, ModelRef(LOADER, Location.of(place), recipe.model_dump_json(), sha256))
 
 
-def hash_states(states: Mapping[str, State]) -> str:
-    """Return the sha256 of the arrays of some pairs."""
-    return hash_arrays({f"{n}/{k}": v for n, state in states.items() for k, v in state.items()})
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Zarr says of consolidated metadata and of strings that v3 does not specify them yet.
+        warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
+        yield
 
 
 def _write_state(group: zarr.Group, state: State) -> None:
@@ -196,4 +246,4 @@ def open_converter(location: Location, attrs: Mapping[str, Any]) -> Converter:
         raise ModelError(
             f"the recipe of the converter at {location.url} is not valid: {error}"
         ) from error
-    return Converter._opened(recipe, ModelRef(LOADER, location, recipe.model_dump_json(), sha256))
+    return Converter(recipe, ModelRef(LOADER, location, recipe.model_dump_json(), sha256))
