@@ -108,7 +108,8 @@ class LowLevelDecoder(BaseEstimator):
     """Learn the latents of images from responses, for pictures of layout and colour.
 
     The recipe of ATM's low-level branch: L1 loss, AdamW, a cosine over all epochs. There the last
-    epoch is kept; here that of the lowest loss over held-out concepts.
+    epoch is kept; here that of the lowest loss over held-out concepts. There one network may have
+    a first layer for each subject; here a decoder is of one subject, so fit one for each.
 
     Parameters
     ----------
@@ -143,6 +144,7 @@ class LowLevelDecoder(BaseEstimator):
     >>> latents = nedx.encode_latents(images, "sdxl-vae", size=512)
     >>> low = LowLevelDecoder().fit(train, latents)
     >>> seen = low.predict(test).ned.reconstruct(LatentDecoder("sdxl-vae"))
+    >>> both = low.predict(test.ned.decode(decoder)).ned.reconstruct(SdxlTurboImageToImage())
     """
 
     model_: LowLevelModel

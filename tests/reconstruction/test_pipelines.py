@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import nedx
 from nedx.errors import ModelError
-from nedx.reconstruction.generators import SdxlTurboIpAdapter, Unclip
+from nedx.reconstruction.generators import (
+    LatentDecoder,
+    SdxlTurboImageToImage,
+    SdxlTurboIpAdapter,
+    Unclip,
+)
 from tests.laziness import computes_at_most
 from tests.reconstruction import pipelines
 from tests.reconstruction.simulated import decoded
@@ -56,6 +62,62 @@ def test_pictures_are_of_their_embedding_and_seed(generator):
     swapped = ds.assign(embedding=ds["embedding"].roll(image=1)).isel(image=[0])
     moved = swapped.ned.reconstruct(generator, seed=1)["pixels_reconstructed"].values
     assert not np.array_equal(moved, found[[0]])
+
+
+def layouts(folders, **changes):
+    adapter = folders[0] / "sdxl", folders[0] / "adapter", "models", "adapter.safetensors"
+    return SdxlTurboImageToImage(*adapter, **{"size": 32, "steps": 4, **changes})
+
+
+def with_latents(count=3):
+    ds = embeddings(count)
+    latent = 2 * np.random.default_rng(1).standard_normal((count, 4, 16, 16)).astype(np.float32)
+    return ds.assign(latent=(("image", "latent_channel", "latent_y", "latent_x"), latent))
+
+
+def test_pictures_start_from_decoded_latents(folders):
+    ds = with_latents()
+    chunks = {"embedding": {"image": 2, "feature": 7}, "latent": {"image": 1, "latent_y": 5}}
+    ds = ds.assign({name: ds[name].chunk(sizes) for name, sizes in chunks.items()})
+    generator = layouts(folders, embedding_norm=5.0)
+    with computes_at_most(0):
+        out = ds.ned.reconstruct(generator, seed=1)
+    found = out["pixels_reconstructed"].values
+    assert found.shape == (3, 32, 32, 3)
+    again = ds.isel(image=[2, 0]).ned.reconstruct(generator, seed=1)
+    np.testing.assert_array_equal(again["pixels_reconstructed"].values, found[[2, 0]])
+    larger = ds.assign(embedding=ds["embedding"] * 7).ned.reconstruct(generator, seed=1)
+    assert np.abs(larger["pixels_reconstructed"].values.astype(int) - found).max() <= 1
+    for name in ("embedding", "latent"):
+        rolled = ds.assign({name: ds[name].roll(image=1)}).ned.reconstruct(generator, seed=1)
+        assert not np.array_equal(rolled["pixels_reconstructed"].values, found)
+    # Subjects may share a layout.
+    both = ds.assign(embedding=xr.concat([ds["embedding"], -ds["embedding"]], "subject"))
+    many = both.ned.reconstruct(generator, seed=1)["pixels_reconstructed"]
+    assert many.dims == ("subject", "image", "y", "x", "rgb")
+    np.testing.assert_array_equal(many.values[0], found)
+
+
+def test_what_is_hardly_noised_keeps_its_layout(folders):
+    ds = with_latents()
+    low = ds.ned.reconstruct(LatentDecoder(folders[0] / "sdxl" / "vae"))["pixels_reconstructed"]
+    near, far = (
+        ds.ned.reconstruct(layouts(folders, steps=100, strength=share))["pixels_reconstructed"]
+        for share in (0.01, 1.0)
+    )
+    closeness = [np.corrcoef(one.values.ravel(), low.values.ravel())[0, 1] for one in (near, far)]
+    assert closeness[0] > 0.9
+    assert closeness[1] < 0.5
+
+
+def test_starts_that_do_not_fit_are_refused(folders):
+    ds = with_latents()
+    with pytest.raises(ModelError, match="no 'latent' here"):
+        embeddings().ned.reconstruct(layouts(folders))
+    with pytest.raises(ModelError, match=r"the latents are \(4, 16, 8\).*\(4, 16, 16\)"):
+        ds.isel(latent_x=slice(8)).ned.reconstruct(layouts(folders))
+    with pytest.raises(ModelError, match="strength is 0.1 of 4 steps"):
+        ds.ned.reconstruct(layouts(folders, strength=0.1))
 
 
 def test_embeddings_of_another_width_are_refused(generator):

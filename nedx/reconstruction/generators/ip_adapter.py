@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class SdxlTurboIpAdapter(PipelineGenerator):
         ``"auto"`` is float16 on a GPU.
     """
 
+    pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
     path: str = "stabilityai/sdxl-turbo"
     adapter: str = "h94/IP-Adapter"
     subfolder: str = "sdxl_models"
@@ -85,7 +86,7 @@ class SdxlTurboIpAdapter(PipelineGenerator):
 
     def read(self, ref: ModelRef, device: str) -> LoadedPipeline:
         """Load pipeline and adapter; see `PipelineGenerator`."""
-        pipeline = load_pipeline("StableDiffusionXLPipeline", self.path)
+        pipeline = load_pipeline(self.pipeline_class, self.path)
         pipeline.load_ip_adapter(
             self.adapter,
             subfolder=self.subfolder,
@@ -98,14 +99,9 @@ class SdxlTurboIpAdapter(PipelineGenerator):
 
     def run(self, pipeline: Any, rows: np.ndarray, generators: list[Any], device: str) -> Any:
         """Return what the pipeline makes of some embeddings."""
-        import torch
-
-        embeds = torch.from_numpy(rows)[:, None].to(device, pipeline.unet.dtype)
-        if self.guidance > 1:
-            embeds = torch.cat([torch.zeros_like(embeds), embeds])
         return pipeline(
             prompt=[""] * len(rows),
-            ip_adapter_image_embeds=[embeds],
+            ip_adapter_image_embeds=[self._embeds(pipeline, rows, device)],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
             height=self.size,
@@ -113,6 +109,15 @@ class SdxlTurboIpAdapter(PipelineGenerator):
             generator=generators,
             output_type="np",
         )
+
+    def _embeds(self, pipeline: Any, rows: np.ndarray, device: str) -> Any:
+        """Return embeddings as pipelines take them, after those without any where guided."""
+        import torch
+
+        embeds = torch.from_numpy(rows)[:, None].to(device, pipeline.unet.dtype)
+        if self.guidance > 1:
+            embeds = torch.cat([torch.zeros_like(embeds), embeds])
+        return embeds
 
 
 def _width(path: Path) -> int:

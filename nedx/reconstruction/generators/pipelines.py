@@ -114,7 +114,7 @@ def _by_batch(
         yield rows[part], [torch.Generator().manual_seed(seed) for seed in seeds[part]]
 
 
-def _with_norm(rows: np.ndarray, norm: float | None) -> np.ndarray:
+def with_norm(rows: np.ndarray, norm: float | None) -> np.ndarray:
     """Return embeddings scaled to a norm; None keeps them."""
     if norm is None:
         return rows
@@ -150,7 +150,7 @@ class PipelineGenerator:
         loaded = cache.get(ModelRef(LOADER, None, recipe, ""), device, self)
         made = []
         for some, generators in _by_batch(
-            _with_norm(rows, self.embedding_norm), seeds, self.batch_size
+            with_norm(rows, self.embedding_norm), seeds, self.batch_size
         ):
             with forward_slot(device):
                 found = self.run(loaded.pipeline, some, generators, device).images
