@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from sklearn.base import BaseEstimator
@@ -17,7 +18,8 @@ from nedx.backbones.recipe import BackboneRecipe
 from nedx.compute.devices import check_device
 from nedx.compute.references import ModelRef
 from nedx.config import cache_dir
-from nedx.decoding.feature_decoder_layers import TrueFeatures, true_features
+from nedx.decoding.feature_decoder_alpha import checked_penalties, choose_alpha
+from nedx.decoding.feature_decoder_layers import TrueFeatures, origin, true_features
 from nedx.decoding.feature_decoder_model import FeatureModel
 from nedx.decoding.feature_decoder_recipe import FeatureDecoderRecipe
 from nedx.decoding.feature_decoder_samples import (
@@ -62,8 +64,16 @@ class FeatureDecoder(BaseEstimator):
         ROIs, each with a decoder of its own; all neuroids by default.
     n_voxels : int
         Chosen for each unit.
-    alpha : float
-        The penalty, of the bias too.
+    alpha : float, sequence of float or "cv"
+        The penalty, of the bias too. Among several, or with ``"cv"`` among 1, 10 ... 10,000, one
+        is chosen for each ROI and layer by how well left-out images are decoded.
+    folds : int
+        Of that cross-validation.
+    groups : str, optional
+        A label of trials, such as ``"run"``, whose values stay in one fold; by default the image.
+        Trials of images that are left out are never fitted to.
+    exclusive : str, optional
+        A label, such as ``"category"``, that trials to fit to must not share with left-out ones.
     average : bool
         Average the trials of each image before the fit, rather than fit to single trials.
     memory : int
@@ -91,7 +101,10 @@ class FeatureDecoder(BaseEstimator):
         *,
         roi: Names | None = None,
         n_voxels: int = 500,
-        alpha: float = 100.0,
+        alpha: float | str | Sequence[float] = 100.0,
+        folds: int = 5,
+        groups: str | None = None,
+        exclusive: str | None = None,
         average: bool = False,
         memory: int = BLOCK_BYTES,
         device: str = "auto",
@@ -101,6 +114,9 @@ class FeatureDecoder(BaseEstimator):
         self.roi = roi
         self.n_voxels = n_voxels
         self.alpha = alpha
+        self.folds = folds
+        self.groups = groups
+        self.exclusive = exclusive
         self.average = average
         self.memory = memory
         self.device = device
@@ -143,7 +159,7 @@ class FeatureDecoder(BaseEstimator):
         ModelError
             If images have no features, ROIs or layers are absent, or values are NaN.
         """
-        check_penalty(self.alpha, self.n_voxels)
+        check_penalty(min(checked_penalties(self.alpha)), self.n_voxels)
         check_device(self.device)
         subjects = dict(each_subject(responses))
         if self.average:
@@ -155,6 +171,7 @@ class FeatureDecoder(BaseEstimator):
         with true_features(stimuli, self.recipe, wanted, self.device) as layers:
             for name, ds in subjects.items():
                 _check_paired(ds, layers, name)
+            attrs["backbone"] = origin(stimuli, self.recipe)
             partial = cache_dir() / "models" / f"{uuid.uuid4().hex}.partial"
             partial.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -177,7 +194,7 @@ class FeatureDecoder(BaseEstimator):
         alphas: dict[str, float] = {}
         known: dict[str, None] = {}
         for subject, ds in subjects.items():
-            trials = read_trials(ds, subject)
+            trials = read_trials(ds, subject, self.groups, self.exclusive)
             known.update(dict.fromkeys(trials.images))
             for roi, positions in places[subject].items():
                 alphas |= self._fit_roi(writer, f"{subject}/{roi}", trials, positions, layers)
@@ -213,8 +230,6 @@ class FeatureDecoder(BaseEstimator):
         layers: Mapping[str, TrueFeatures],
     ) -> dict[str, float]:
         """Fit all layers to the responses of one ROI, whose Gram matrix is computed once."""
-        import torch
-
         chosen = trials.values[:, positions]
         mean, deviation = standardization(chosen)
         arrays = {
@@ -227,23 +242,36 @@ class FeatureDecoder(BaseEstimator):
         inputs = L2LiRInputs(x, rows=trials.rows, dtype=x.dtype, device=self.device)
         alphas = {}
         for layer, one in layers.items():
-            alphas[f"{group}/{layer}"] = float(self.alpha)
             values = one.of_images(trials.images, layer)
+            alpha = self._alpha(chosen, trials, values)
+            alphas[f"{group}/{layer}"] = alpha
             units = Matrix(values, f"features of {layer!r}", x.dtype)
             for part in column_blocks(units, inputs.block_width(self.memory, self.n_voxels)):
                 y = units.columns(part).whole().numpy()
-                y_mean, y_deviation = standardization(y)
-                z = torch.from_numpy(standardized(y, y_mean, y_deviation))
-                found = inputs.fit(z, float(self.alpha), self.n_voxels)
-                block = {
-                    "index": found.index,
-                    "weight": found.weight,
-                    "bias": found.bias,
-                    "feature_mean": y_mean,
-                    "feature_deviation": y_deviation,
-                }
+                block = self._fit_units(inputs, y, alpha)
                 writer.units(f"{group}/{layer}", units.shape[1], part, block)
         return alphas
+
+    def _alpha(self, x: np.ndarray, trials: Trials, features: np.ndarray | da.Array) -> float:
+        alphas = checked_penalties(self.alpha)
+        if len(alphas) == 1:
+            return alphas[0]
+        return choose_alpha(x, trials, features, alphas, self.n_voxels, self.folds, self.device)
+
+    def _fit_units(self, inputs: L2LiRInputs, y: np.ndarray, alpha: float) -> dict[str, np.ndarray]:
+        """Fit units of ``y (image, unit)``; those that do not vary get no weights."""
+        import torch
+
+        mean, deviation = standardization(y)
+        z = torch.from_numpy(standardized(y, mean, deviation))
+        found = inputs.fit(z, alpha, self.n_voxels)
+        return {
+            "index": found.index,
+            "weight": found.weight,
+            "bias": found.bias,
+            "feature_mean": mean,
+            "feature_deviation": deviation,
+        }
 
 
 def _neuroid(ds: xr.Dataset) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,8 +95,7 @@ def true_features(
     """
     if not isinstance(given, xr.Dataset):
         raise ModelError(f"features or images are a Dataset, not {type(given).__name__}. {_ADVICE}")
-    held = any(str(name).startswith("feature_") for name in given) or "features" in given
-    if held:
+    if _holds_features(given):
         yield _read(given, layers)
         return
     if "pixels" not in given or recipe is None:
@@ -108,6 +107,19 @@ def true_features(
         computed = computed.assign(features=(("image", "feature"), values))
         found = _read(computed, list(recipe.layers))
         yield {name: replace(one, shape=shapes[name]) for name, one in found.items()}
+
+
+def origin(given: xr.Dataset, recipe: BackboneRecipe) -> BackboneRecipe | None:
+    """Return what computed the features of a Dataset, or will; None where they do not say."""
+    if not _holds_features(given):
+        return recipe
+    if "features" not in given or "backbone" not in given["features"].attrs:
+        return None
+    return BackboneRecipe.model_validate_json(given["features"].attrs["backbone"])
+
+
+def _holds_features(given: xr.Dataset) -> bool:
+    return any(str(name).startswith("feature_") for name in given) or "features" in given
 
 
 def layer_shapes(recipe: BackboneRecipe, given: xr.Dataset) -> dict[str, tuple[int, ...]]:
@@ -162,7 +174,8 @@ def _flat(layer: str, array: xr.DataArray) -> TrueFeatures:
     ids = array["image_id"].values.astype(str).astype(object)
     if len(set(ids)) < len(ids):
         each, counts = np.unique(ids.astype(str), return_counts=True)
-        raise ModelError(f"several features are of {each[counts > 1][0]!r}: image_id must differ")
+        twice = str(each[counts > 1][0])
+        raise ModelError(f"several features are of {twice!r}: image_id must differ")
     data, shape = array.data, tuple(array.shape[1:])
     if isinstance(data, da.Array):
         data = data.rechunk(dict.fromkeys(range(2, data.ndim), -1))
@@ -184,8 +197,3 @@ def _kept(values: da.Array, folder: Path) -> np.ndarray | da.Array:
             place[stop : stop + length] = values.blocks[block].compute()
             stop += length
     return da.from_zarr(place)
-
-
-def described(layers: Mapping[str, TrueFeatures]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each layer."""
-    return {name: one.shape for name, one in layers.items()}

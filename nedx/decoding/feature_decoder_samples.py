@@ -32,11 +32,15 @@ class Trials:
         The images that were shown, as they first come.
     rows : ndarray of int64, (trial,)
         Which of them each trial shows.
+    groups, exclusive : ndarray (trial,), optional
+        What stays in one fold, and what must not be both in a fold and outside.
     """
 
     values: np.ndarray = field(repr=False)
     images: list[str]
     rows: np.ndarray = field(repr=False)
+    groups: np.ndarray | None = field(default=None, repr=False)
+    exclusive: np.ndarray | None = field(default=None, repr=False)
 
 
 def checked_responses(ds: xr.Dataset) -> xr.DataArray:
@@ -66,15 +70,18 @@ def checked_responses(ds: xr.Dataset) -> xr.DataArray:
     return array.transpose(*kept)
 
 
-def read_trials(ds: xr.Dataset, subject: str) -> Trials:
+def read_trials(
+    ds: xr.Dataset, subject: str, groups: str | None = None, exclusive: str | None = None
+) -> Trials:
     """Read the responses of one subject, trial by trial; repetitions that are all NaN are absent.
 
     Raises
     ------
     ModelError
-        If trials hold some NaN, or nothing names the images.
+        If trials hold some NaN, or nothing names the images, or there are no such labels.
     """
     array = checked_responses(ds)
+    labels = [_labels_of(ds, array, name) for name in (groups, exclusive)]
     if "image_id" not in ds.coords:
         raise ModelError(
             f"the responses of {subject!r} have no 'image_id' to find features by. Type: "
@@ -89,6 +96,7 @@ def read_trials(ds: xr.Dataset, subject: str) -> Trials:
         values = values.reshape(-1, values.shape[2])
         there = ~np.isnan(values).all(1)
         ids, values = ids[there], values[there]
+        labels = [None if one is None else one[there] for one in labels]
     bad = ~np.isfinite(values).all(1)
     if bad.any():
         first = list(dict.fromkeys(ids[bad]))[:3]
@@ -99,7 +107,21 @@ def read_trials(ds: xr.Dataset, subject: str) -> Trials:
         )
     images = list(dict.fromkeys(map(str, ids)))
     places = {name: i for i, name in enumerate(images)}
-    return Trials(values, images, np.array([places[name] for name in ids], np.int64))
+    return Trials(values, images, np.array([places[name] for name in ids], np.int64), *labels)
+
+
+def _labels_of(ds: xr.Dataset, array: xr.DataArray, name: str | None) -> np.ndarray | None:
+    """Return a label of each trial, as a string; those of images hold for their repetitions."""
+    if name is None:
+        return None
+    lead = array.dims[:-1]
+    if name not in ds.coords or not set(ds[name].dims) <= set(lead) or not ds[name].ndim:
+        along = [str(n) for n, c in ds.coords.items() if c.dims and set(c.dims) <= set(lead)]
+        raise ModelError(f"trials have no label {name!r}: {close_matches(name, along)}")
+    blank = xr.DataArray(np.zeros(array.shape[:-1]), dims=lead)
+    values = ds[name].variable.set_dims(dict(blank.sizes)).transpose(*lead).values
+    found: np.ndarray = values.ravel().astype(str)
+    return found
 
 
 def roi_positions(

@@ -31,7 +31,7 @@ BLOCK_BYTES = 2**29
 _CONSTANT = 1e-8
 _UNITS = 2048
 _CENTRED = 1e-3
-_NEAR = 1e-6
+_NEAR = 2e-7
 """Correlations in float32 that differ by less are compared again in float64."""
 _COLUMNS = 1024
 
@@ -188,6 +188,7 @@ class L2LiRInputs:
         self._mean = values.mean(0, dtype=torch.float64)
         variance = (values - self._mean.to(values.dtype)).double().square().mean(0)
         self._scale = variance.rsqrt().where(variance >= _CONSTANT, variance.new_zeros(()))
+        self._frequent: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def fit_blocks(
         self,
@@ -243,6 +244,7 @@ class L2LiRInputs:
 
     @cached_property
     def _gram(self) -> torch.Tensor:
+        """Of the inputs in their own order."""
         return gram_matrix(self._x)
 
     def _with_all(self, y: torch.Tensor, alpha: float) -> tuple[np.ndarray, np.ndarray]:
@@ -269,8 +271,23 @@ class L2LiRInputs:
         cross = self._sums.T @ y
         exact = (lambda units: self._exact(y[:, units])) if y.itemsize < 8 else None
         index = ranked(self._strengths(cross, y), count, exact, _NEAR * self.samples)
-        weights = solved(self._gram, cross, index, alpha)
+        gram, place = self._by_frequency(index)
+        weights = solved(gram, place, cross, index, alpha)
         return index.int().cpu().numpy(), weights.cpu().numpy()
+
+    def _by_frequency(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the Gram matrix, inputs that are chosen often first, and the place of each.
+
+        Systems are gathered faster from what lies together. The first block decides the order.
+        """
+        import torch
+
+        if self._frequent is None:
+            chosen = torch.bincount(index.ravel(), minlength=self.count + 1)
+            chosen[-1] = len(index) + 1
+            order = chosen.argsort(descending=True, stable=True)
+            self._frequent = gram_matrix(self._x[:, order]), order.argsort()
+        return self._frequent
 
     def _strengths(self, cross: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return correlations (unit, input), times samples and the deviations of the units."""

@@ -72,7 +72,7 @@ def ranked(
 
 
 def solved(
-    gram: torch.Tensor, cross: torch.Tensor, index: torch.Tensor, alpha: float
+    gram: torch.Tensor, place: torch.Tensor, cross: torch.Tensor, index: torch.Tensor, alpha: float
 ) -> torch.Tensor:
     """Solve ``(G_JJ + alpha) w = c_J`` for each unit, J its inputs and the constant.
 
@@ -80,6 +80,8 @@ def solved(
     ----------
     gram : tensor (input + 1, input + 1)
         Without penalty, as of `gram_matrix`.
+    place : tensor of int64, (input + 1,)
+        Where the Gram matrix has each input.
     cross : tensor (input + 1, unit)
     index : tensor of int64, (unit, k)
         The inputs of each unit.
@@ -95,34 +97,36 @@ def solved(
 
     bias = index.new_full((len(index), 1), len(cross) - 1)
     joined = torch.cat([index, bias], 1)
-    right = cross.T.gather(1, joined)
+    rows, order = place[joined].sort(1)
+    right = cross.T.gather(1, joined.gather(1, order))
     if gram.device.type == "cpu":
-        return torch.from_numpy(_solved_in_threads(gram, right, joined.numpy(), alpha))
-    weights = torch.empty_like(right)
-    step = max(1, _GATHERED_BYTES // (joined.shape[1] ** 2 * gram.element_size()))
-    for part in _steps(len(joined), step):
-        rows = joined[part]
-        gathered = gram[rows[:, :, None], rows[:, None, :]]
-        gathered.diagonal(dim1=1, dim2=2).add_(alpha)
-        factor = torch.linalg.cholesky(gathered)
-        weights[part] = torch.cholesky_solve(right[part, :, None], factor)[..., 0]
-    return weights
+        found = torch.from_numpy(_solved_in_threads(gram, right, rows.numpy(), alpha))
+    else:
+        found = torch.empty_like(right)
+        step = max(1, _GATHERED_BYTES // (rows.shape[1] ** 2 * gram.element_size()))
+        for part in _steps(len(rows), step):
+            some = rows[part]
+            gathered = gram[some[:, :, None], some[:, None, :]]
+            gathered.diagonal(dim1=1, dim2=2).add_(alpha)
+            factor = torch.linalg.cholesky(gathered)
+            found[part] = torch.cholesky_solve(right[part, :, None], factor)[..., 0]
+    return torch.empty_like(found).scatter_(1, order, found)
 
 
 def _solved_in_threads(
-    gram: torch.Tensor, right: torch.Tensor, joined: np.ndarray, alpha: float
+    gram: torch.Tensor, right: torch.Tensor, rows: np.ndarray, alpha: float
 ) -> np.ndarray:
     """Solve one system at a time in each thread, which small systems gain most by."""
     import torch
 
     weights = np.empty(right.shape, right.numpy().dtype)
     threads = torch.get_num_threads()
-    parts = [part for part in np.array_split(np.arange(len(joined)), threads) if part.size]
+    parts = [part for part in np.array_split(np.arange(len(rows)), threads) if part.size]
 
     def work(units: np.ndarray) -> None:
         torch.set_num_threads(1)
         with torch.inference_mode():
-            _solve_each(gram.numpy(), right, joined, alpha, units, weights)
+            _solve_each(gram.numpy(), right, rows, alpha, units, weights)
 
     try:
         with ThreadPoolExecutor(threads) as pool:
@@ -135,23 +139,23 @@ def _solved_in_threads(
 def _solve_each(
     gram: np.ndarray,
     right: torch.Tensor,
-    joined: np.ndarray,
+    rows: np.ndarray,
     alpha: float,
     units: np.ndarray,
     weights: np.ndarray,
 ) -> None:
     import torch
 
-    width, count = len(gram), joined.shape[1]
+    width, count = len(gram), rows.shape[1]
     flat, system = gram.reshape(-1), np.zeros((count, count), gram.dtype)
     diagonal = np.einsum("ii->i", system)
     edges = np.linspace(0, count, _STRIPES + 1).astype(int)
     # By rows its upper triangle is filled, by columns that is the lower one.
     lower = torch.from_numpy(system).T
     for unit in units.tolist():
-        rows = joined[unit]
+        own = rows[unit]
         for start, stop in zip(edges[:-1], edges[1:], strict=True):
-            places = rows[start:stop, None] * width + rows[start:]
+            places = own[start:stop, None] * width + own[start:]
             system[start:stop, start:] = flat.take(places, mode="clip")
         diagonal += alpha
         factor = torch.linalg.cholesky(lower)

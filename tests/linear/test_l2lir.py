@@ -94,7 +94,7 @@ def test_repeats_of_an_image_need_its_features_once(count, dtype, tolerance):
     else:
         expected = FastL2LiR().fit(x.astype(float), y.astype(float), alpha=10.0, n_feat=0).W
     order = np.random.default_rng(0).permutation(len(x))
-    rows = np.repeat(np.arange(12), 5)[order]
+    rows = np.repeat(np.arange(10), 5)[order]
     fit = fit_l2lir(x[order], y[::5], 10.0, count, rows=rows)
     np.testing.assert_allclose(fit.dense(), expected, atol=tolerance)
 
