@@ -33,6 +33,7 @@ from nedx.encoding.realnet_recipe import ReAlnetArchitecture, ReAlnetRecipe
 from nedx.encoding.realnet_samples import Trials, image_pairs, pair_trials
 from nedx.encoding.realnet_store import write_realnet
 from nedx.errors import ModelError
+from nedx.stimuli.preprocessing import policy
 from nedx.store.location import Location
 
 if TYPE_CHECKING:
@@ -215,8 +216,6 @@ class ReAlnetEncoder(BaseEstimator):
             raise ModelError(f"{subject!r} has no two training images: see 'partition'")
         checksums = [each.summary().checksum for each in streams if each is not None]
         ds = trials.subjects[subject]
-        from nedx.stimuli.preprocessing import policy
-
         architecture = ReAlnetArchitecture(
             **(self.trunk or {}),
             features=self.features,

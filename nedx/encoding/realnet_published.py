@@ -31,7 +31,7 @@ Order = Literal["channel_time", "time_channel"]
 Checkpoint = Weights | str | Path
 
 _PUBLISHED = {
-    "model_id": "eeg-things_eeg2-realnet",
+    "model_id": "eeg-things_eeg_2-realnet",
     "version": "published",
     "modality": "eeg",
     "training_source": "measured",

@@ -44,6 +44,12 @@ class Plots:
 
         return plot_timecourse(self._obj, *args, **options)
 
+    def waveforms(self, *args: Any, **options: Any) -> Axes:
+        """Draw predicted beside measured; see `nedx.plot.waveforms.plot_waveforms`."""
+        from nedx.plot.waveforms import plot_waveforms
+
+        return plot_waveforms(self._obj, *args, **options)
+
     def topomap(self, *args: Any, **options: Any) -> Axes:
         """Draw a map of the scalp; see `nedx.plot.topomap.plot_topomap`."""
         from nedx.plot.topomap import plot_topomap

@@ -326,6 +326,7 @@ def test_scores_ceilings_profiles_and_rdms_take_what_is_predicted(learnt):
     assert out["accuracy"].dims == ("channel", "time")
     assert (out["noise_ceiling"].values > 0.5).all()
     assert np.median(out["accuracy_normalized"].values) > 0.8
+    assert len(out.ned.plot.waveforms(0, channel="Oz").get_lines()) == 3
     true, predicted = ds.isel(image=test), images.isel(image=test).ned.encode(encoder)
     patterns = nedx.pattern_correlation(true["response"], predicted["response"])
     assert float(patterns.mean()) > 0.6
