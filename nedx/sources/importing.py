@@ -247,6 +247,7 @@ SOURCES: dict[str, Source] = {
             _SUBJECT,
             Argument("image_metadata", "image_metadata.npy, where it is not beside the root"),
             Argument("normalization", "where files do not tell", choices=("whitened", "zscore")),
+            Argument("units", "of voltages that are neither", choices=("uV", "V")),
         ),
     ),
     "things-meg": Source(

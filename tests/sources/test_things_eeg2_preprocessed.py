@@ -168,6 +168,21 @@ def test_what_files_do_not_say(tmp_path, values):
         open_preprocessed(tmp_path / "Preprocessed_data_250Hz_no_whiten")
 
 
+def test_voltages_have_the_units_that_are_given(tmp_path, values):
+    root = tmp_path / "Preprocessed_data_250Hz_no_whiten"
+    write_ubp(root, values)
+    opened = open_preprocessed(root, units="uV")
+    assert opened.response.attrs["units"] == "uV"
+    assert opened.response.attrs["normalization"] == "none"
+    expected = values["train"].reshape(24, 63, 250)
+    # UBP's files are float16.
+    np.testing.assert_allclose(opened.response.values[:24], expected, rtol=2e-3, atol=2e-3)
+    in_volts = open_preprocessed(root, units="V").response.values[:24]
+    np.testing.assert_allclose(in_volts, 1e6 * opened.response.values[:24], rtol=1e-6)
+    with pytest.raises(SelectionError, match="'uV' or 'V'"):
+        open_preprocessed(root, units="mV")
+
+
 def change(root, **held):
     path = root / "sub-01" / "preprocessed_eeg_training.npy"
     dump(path, {**np.load(path, allow_pickle=True), **held})

@@ -27,6 +27,7 @@ from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
 Normalization = Literal["whitened", "zscore"]
+Units = Literal["uV", "V"]
 
 _NAMES = {
     "train": ("preprocessed_eeg_training.npy", "train.pt", "train.npy"),
@@ -56,6 +57,7 @@ def open_preprocessed(
     subject: Subjects | None = None,
     image_metadata: str | Path | None = None,
     normalization: Normalization | None = None,
+    units: Units | None = None,
 ) -> xr.Dataset | xr.DataTree:
     """Open prepared recordings as single trials, lazily, where they lie in their files.
 
@@ -72,14 +74,17 @@ def open_preprocessed(
         What was done to the values, which files do not say. Known of the official release
         (whitened by training and test data of a session) and of NICE (by training data); of UBP
         where ``whiten`` is in the name of a folder. NeuroBridge's files hold either.
+    units : {"uV", "V"}, optional
+        Of values that are baseline-corrected voltages and no more, such as those of UBP's
+        ``no_whiten`` folder, whose files do not say so.
 
     Returns
     -------
     Dataset or DataTree
-        ``response (trial, channel, time)``, float32; of several subjects a DataTree with a child
-        for each. Along ``trial``: ``image_id``, ``category`` (the concept of THINGS),
-        ``repetition`` (as in the file), ``partition``, and ``session`` (from 1) where the file
-        tells it. To make
+        ``response (trial, channel, time)``, float32, uV where `units` are given, else "1"; of
+        several subjects a DataTree with a child for each. Along ``trial``: ``image_id``,
+        ``category`` (the concept of THINGS), ``repetition`` (as in the file), ``partition``, and
+        ``session`` (from 1) where the file tells it. To make
         ``(image, repetition, channel, time)`` of one partition, use
         `nedx.preprocessing.repetitions.stack_repetitions`.
 
@@ -102,7 +107,7 @@ def open_preprocessed(
     places = _places(folder, subject)
     metadata = folder if image_metadata is None else Path(image_metadata)
     nodes = {
-        label: _open_subject(label, place, metadata, normalization)
+        label: _open_subject(label, place, metadata, normalization, units)
         for label, place in places.items()
     }
     if len(nodes) == 1:
@@ -129,7 +134,11 @@ def _places(folder: Path, subject: Subjects | None) -> dict[str, Path]:
 
 
 def _open_subject(
-    label: str, folder: Path, metadata: Path, normalization: Normalization | None
+    label: str,
+    folder: Path,
+    metadata: Path,
+    normalization: Normalization | None,
+    units: Units | None,
 ) -> xr.Dataset:
     """Return the trials of both partitions of one subject."""
     there = [(folder / name, p) for p, names in _NAMES.items() for name in names]
@@ -138,16 +147,20 @@ def _open_subject(
         named = ", ".join(path.name for path, _ in there)
         raise SourceError(f"{folder} holds none of {named}")
     _check_alike(files)
-    done = _done(files[0], normalization)
+    done = _done(files[0], normalization, units)
     images = {} if files[0].flavour == "ubp" else read_images(metadata)
     parts = [_trials(file, images) for file in files]
     first = files[0].held
     channels = [str(name) for name in first["ch_names"]]
     data = da.concatenate([values for values, _ in parts])
+    if units == "V":
+        data = data * np.float32(1e6)
     times = _times(files[0])
     rate = round(1 / float(np.diff(times).mean()), 6)
     names = [name for name in parts[0][1] if all(name in labels for _, labels in parts)]
     attrs = {"units": "1", "long_name": "response", "source": "measured", **done}
+    if units is not None:
+        attrs["units"] = "uV"
     places = scalp.places(channels)
     montage = {"montage": scalp.MONTAGE} if places else {}
     ds = xr.Dataset(
@@ -162,6 +175,8 @@ def _open_subject(
         },
         {**ATTRS, "subject_ids": [label], "layout": files[0].flavour},
     )
+    if units is not None:
+        return ds
     settings = {k.removeprefix("normalization_"): v for k, v in done.items() if "_" in k}
     return with_step(ds, {"whitened": "whiten"}.get(done["normalization"], "zscore"), **settings)
 
@@ -203,8 +218,15 @@ def _check_alike(files: list[_File]) -> None:
             )
 
 
-def _done(file: _File, given: Normalization | None) -> dict[str, Any]:
+def _done(file: _File, given: Normalization | None, units: Units | None) -> dict[str, Any]:
     """Return what was done to the values, as attributes."""
+    if units is not None:
+        if units not in ("uV", "V") or given is not None or file.flavour in ("official", "nice"):
+            raise SelectionError(
+                f"units={units!r} are of voltages, 'uV' or 'V'; values of {file.path} that are "
+                "whitened or z-scored have none"
+            )
+        return {"normalization": "none"}
     known: str | None = given
     folders = "/".join(file.path.parts[-3:-1])
     if given is None and file.flavour in ("official", "nice"):
@@ -212,8 +234,8 @@ def _done(file: _File, given: Normalization | None) -> dict[str, Any]:
     elif given is None and file.flavour == "ubp" and "whiten" in folders:
         if "no_whiten" in folders:
             raise SelectionError(
-                f"{file.path} is not whitened, and nothing says what unit it is in: open the "
-                "folder whose name ends in _whiten"
+                f"{file.path} is not whitened, and nothing says what unit it is in: give "
+                "units='uV' or 'V', or open the folder whose name ends in _whiten"
             )
         known = "whitened"
     if known not in ("whitened", "zscore"):
