@@ -61,6 +61,46 @@ class NeuralDecoder:
         self._states, self._ref, self._root = None, ref, self
         return self
 
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, recipe: DecoderRecipe) -> NeuralDecoder:
+        """Make a decoder of a checkpoint of an original repository; nothing is executed.
+
+        Parameters
+        ----------
+        path : path
+            As `nedx.decoding.networks.checkpoints.load_checkpoint` reads it.
+        recipe : DecoderRecipe
+            What the file does not say: the network, the channels in their order, the times, and
+            the units and normalisation of the responses.
+
+        Returns
+        -------
+        NeuralDecoder
+            Which decodes anybody, and says of no image that it has seen it.
+
+        Raises
+        ------
+        ModelError
+            If the weights are of another network, or the recipe is of another shape.
+        """
+        from nedx.decoding.networks.checkpoints import load_checkpoint
+        from nedx.decoding.standardized import Standardized
+
+        network = recipe.network
+        said, shape = (
+            (len(recipe.channels), len(recipe.times)),
+            (network.n_channels, network.n_times),
+        )
+        if said != shape or len(recipe.networks) != 1:
+            raise ModelError(
+                f"the recipe names {said[0]} channels, {said[1]} times and {len(recipe.networks)} "
+                f"networks; one network of {shape[0]} channels and {shape[1]} times is read"
+            )
+        module = Standardized(network)
+        module.network = load_checkpoint(path, network)
+        state = {name: value.numpy() for name, value in module.state_dict().items()}
+        return cls(recipe, {recipe.networks[0]: state})
+
     @property
     def subjects(self) -> tuple[str, ...]:
         """Labels of the subjects that it decodes; empty where it decodes anybody."""

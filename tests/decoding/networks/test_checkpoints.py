@@ -6,12 +6,17 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import xarray as xr
 
+import nedx
+from nedx.decoding.model import NeuralDecoder
 from nedx.decoding.networks import NetworkRecipe
 from nedx.decoding.networks.checkpoints import load_checkpoint
+from nedx.decoding.recipe import DecoderRecipe
 from nedx.errors import ModelError
 
 C, T, D = 6, 90, 24
@@ -214,6 +219,36 @@ def test_checkpoints_of_eeg_project(tmp_path: Path, residual: str, prefix: str) 
     expected = layer_norm(flat + linear(F.gelu(flat), weights, residual), weights, "model.2")
     with torch.no_grad():
         torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_original_checkpoints_decode_labelled_responses(tmp_path: Path) -> None:
+    weights, forward = case("atms_50")
+    torch.save(weights, tmp_path / "40.pth")
+    channels = tuple(f"E{i}" for i in range(C))
+    times = tuple((np.arange(T) / 250).tolist())
+    about = DecoderRecipe(
+        network=recipe("atms_50"), channels=channels, times=times, sampling_frequency=250.0
+    )
+    decoder = NeuralDecoder.from_checkpoint(tmp_path / "40.pth", about)
+    x = torch.randn(4, C, T)
+    ds = xr.Dataset(
+        {"response": (("image", "channel", "time"), x.numpy(), {"units": "1"})},
+        {
+            "image_id": ("image", np.array(list("abcd"), object)),
+            "channel": np.array(channels, object),
+            "time": np.array(times),
+        },
+        {"modality": "eeg"},
+    )
+    expected = forward(x, weights)
+    found = ds.isel(channel=slice(None, None, -1)).ned.decode(decoder)["embedding"].values
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-4, rtol=1e-3)
+    decoder.to_zarr(tmp_path / "decoder.zarr")
+    again = ds.ned.decode(nedx.load_model(tmp_path / "decoder.zarr"))["embedding"].values
+    np.testing.assert_allclose(again, expected.numpy(), atol=2e-4, rtol=1e-3)
+    fewer = about.model_copy(update={"channels": channels[1:]})
+    with pytest.raises(ModelError, match="the recipe names .* channels"):
+        NeuralDecoder.from_checkpoint(tmp_path / "40.pth", fewer)
 
 
 def test_own_checkpoints(tmp_path: Path) -> None:
