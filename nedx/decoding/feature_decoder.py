@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -34,6 +35,7 @@ from nedx.decoding.feature_decoder_samples import (
 from nedx.decoding.feature_decoder_storing import FeatureModelWriter
 from nedx.decoding.samples import Responses, each_subject
 from nedx.encoding.loading import LOADER
+from nedx.encoding.storing import hash_variables
 from nedx.errors import ModelError
 from nedx.linear.l2lir import BLOCK_BYTES, L2LiRInputs, check_penalty
 from nedx.linear.streaming import Matrix, column_blocks
@@ -216,8 +218,7 @@ class FeatureDecoder(BaseEstimator):
             }
         )
         sha256 = writer.finish(recipe, seen)
-        place = partial.with_name(f"{sha256[:32]}-{uuid.uuid4().hex[:8]}")
-        os.rename(partial, place)
+        place = _kept(partial, recipe, sha256, seen)
         ref = ModelRef(LOADER, Location.of(place), recipe.model_dump_json(), sha256)
         return FeatureModel(recipe, ref, seen)
 
@@ -272,6 +273,20 @@ class FeatureDecoder(BaseEstimator):
             "feature_mean": mean,
             "feature_deviation": deviation,
         }
+
+
+def _kept(partial: Path, recipe: FeatureDecoderRecipe, sha256: str, seen: xr.Dataset) -> Path:
+    """Call a written model by what is in it, unless an equal one is there."""
+    images = hash_variables({"": seen}, ("known_image",))
+    digest = hashlib.sha256(f"{recipe.model_dump_json()}{sha256}{images}".encode()).hexdigest()
+    place = partial.with_name(digest)
+    try:
+        os.rename(partial, place)
+    except OSError:
+        if not (place / "zarr.json").exists():
+            raise
+        shutil.rmtree(partial)
+    return place
 
 
 def _neuroid(ds: xr.Dataset) -> str:

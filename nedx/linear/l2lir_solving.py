@@ -102,15 +102,39 @@ def solved(
     if gram.device.type == "cpu":
         found = torch.from_numpy(_solved_in_threads(gram, right, rows.numpy(), alpha))
     else:
-        found = torch.empty_like(right)
-        step = max(1, _GATHERED_BYTES // (rows.shape[1] ** 2 * gram.element_size()))
-        for part in _steps(len(rows), step):
-            some = rows[part]
-            gathered = gram[some[:, :, None], some[:, None, :]]
-            gathered.diagonal(dim1=1, dim2=2).add_(alpha)
-            factor = torch.linalg.cholesky(gathered)
-            found[part] = torch.cholesky_solve(right[part, :, None], factor)[..., 0]
+        found = solved_in_batches(gram, right, rows, alpha)
     return torch.empty_like(found).scatter_(1, order, found)
+
+
+def solved_in_batches(
+    gram: torch.Tensor, right: torch.Tensor, rows: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    """Solve many systems at once, which a GPU gains most by; all of ``gram`` must be there.
+
+    Parameters
+    ----------
+    gram : tensor (input + 1, input + 1)
+    right : tensor (unit, k + 1)
+        Right sides.
+    rows : tensor of int64, (unit, k + 1)
+        Rows of the Gram matrix of each unit.
+    alpha : float
+
+    Returns
+    -------
+    tensor (unit, k + 1)
+    """
+    import torch
+
+    found = torch.empty_like(right)
+    step = max(1, _GATHERED_BYTES // (rows.shape[1] ** 2 * gram.element_size()))
+    for part in _steps(len(rows), step):
+        some = rows[part]
+        gathered = gram[some[:, :, None], some[:, None, :]]
+        gathered.diagonal(dim1=1, dim2=2).add_(alpha)
+        factor = torch.linalg.cholesky(gathered)
+        found[part] = torch.cholesky_solve(right[part, :, None], factor)[..., 0]
+    return found
 
 
 def _solved_in_threads(

@@ -10,11 +10,13 @@ from pathlib import Path
 import dask.array as da
 import numpy as np
 import pytest
+import torch
 from fastl2lir import FastL2LiR
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nedx.errors import ModelError
+from nedx.linear import l2lir, l2lir_solving
 from nedx.linear.l2lir import L2LiRInputs, fit_l2lir
 
 GOLDEN = np.load(Path(__file__).parents[1] / "oracles" / "l2lir.npz")
@@ -114,8 +116,6 @@ def test_inputs_nearly_tied_are_told_apart_in_float32():
 
 def test_one_gram_matrix_serves_all_layers_and_penalties(monkeypatch):
     """It is computed once for one set of inputs, whatever is fitted to these."""
-    from nedx.linear import l2lir
-
     computed = []
     gram = l2lir.gram_matrix
     monkeypatch.setattr(l2lir, "gram_matrix", lambda x: computed.append(x.shape) or gram(x))
@@ -127,6 +127,20 @@ def test_one_gram_matrix_serves_all_layers_and_penalties(monkeypatch):
             (found,) = [fit for _, fit in inputs.fit_blocks(layer, alpha, 7)]
             np.testing.assert_allclose(found.dense(), dense, atol=1e-10)
     assert computed == [(90, 41)]
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 2**28])
+def test_systems_in_batches(bytes_at_once, monkeypatch):
+    """What a GPU does, on the processor: the same systems solved one by one with numpy."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(l2lir_solving, "_GATHERED_BYTES", bytes_at_once)
+    x, right = rng.standard_normal((60, 20)), rng.standard_normal((7, 5))
+    rows = np.stack([np.sort(rng.choice(20, 5, replace=False)) for _ in range(7)])
+    gram = x.T @ x
+    found = l2lir_solving.solved_in_batches(*map(torch.from_numpy, (gram, right, rows)), 3.0)
+    for unit, own in enumerate(rows):
+        system = gram[np.ix_(own, own)] + 3 * np.eye(5)
+        np.testing.assert_allclose(found[unit], np.linalg.solve(system, right[unit]), atol=1e-12)
 
 
 @pytest.mark.parametrize("memory", [1, 10_000])
