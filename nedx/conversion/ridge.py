@@ -39,36 +39,52 @@ class Gram:
     """
 
     def __init__(self, x: np.ndarray, device: str):
-        import torch
-
-        self.x = torch.from_numpy(np.ascontiguousarray(x)).to(device)
+        # On processors numpy's products are up to half again as fast as torch's.
+        self.on_cpu = device == "cpu"
+        self.x: Any = np.ascontiguousarray(x) if self.on_cpu else _tensor(x, device)
         self.by_row = x.shape[0] <= x.shape[1] + 1
         self.matrix = self.x @ self.x.T if self.by_row else self.x.T @ self.x
-        self._factor: tuple[float, torch.Tensor] | None = None
+        self._inverse: tuple[float, Any] | None = None
 
     def solve(self, y: np.ndarray, alpha: float) -> np.ndarray:
         """Return ``(X'X + alpha I)^-1 X'Y``, float32 (column, target).
 
-        Of centred X and Y: the intercept, penalised or not, is 0.
+        Of centred X and Y: the intercept, penalised or not, is 0. What Y is multiplied with is
+        kept for the next Y of the same penalty.
 
         Parameters
         ----------
         y : ndarray of float32, (row, target)
         alpha : float
         """
+        if self._inverse is None or self._inverse[0] != alpha:
+            right = self.x if self.by_row else self.x.T
+            found = self._divided(right, alpha)
+            self._inverse = alpha, found.T if self.by_row else found
+        if self.on_cpu:
+            return np.asarray(self._inverse[1] @ y)
+        return np.asarray((self._inverse[1] @ _tensor(y, self.x.device)).cpu().numpy())
+
+    def _divided(self, right: Any, alpha: float) -> Any:
+        """Return the penalised Gram matrix's inverse, times something."""
+        if self.on_cpu:
+            from scipy.linalg import cho_factor, cho_solve
+
+            penalised = self.matrix.copy()
+            penalised[np.diag_indices_from(penalised)] += np.float32(alpha)
+            factor = cho_factor(penalised, lower=True, overwrite_a=True, check_finite=False)
+            return cho_solve(factor, right, check_finite=False)
         import torch
 
-        if self._factor is None or self._factor[0] != alpha:
-            penalised = self.matrix.clone()
-            penalised.diagonal().add_(alpha)
-            self._factor = alpha, torch.linalg.cholesky(penalised)
-        factor = self._factor[1]
-        right = torch.from_numpy(np.ascontiguousarray(y)).to(self.x.device)
-        if self.by_row:
-            found = self.x.T @ torch.cholesky_solve(right, factor)
-        else:
-            found = torch.cholesky_solve(self.x.T @ right, factor)
-        return np.asarray(found.cpu().numpy())
+        penalised = self.matrix.clone()
+        penalised.diagonal().add_(alpha)
+        return torch.cholesky_solve(right, torch.linalg.cholesky(penalised))
+
+
+def _tensor(values: np.ndarray, device: Any) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
 class RidgeConverter(LinearConverter):
