@@ -68,6 +68,8 @@ def build(recipe: NetworkRecipe) -> nn.Module:
     shape = recipe.model_dump(include=set(_SHAPE))
     try:
         network: nn.Module = factory(**shape, **recipe.options)
+    except ModelError:
+        raise
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"{recipe.name} cannot be made with {dict(recipe.options)}: {error}"

@@ -110,7 +110,7 @@ def test_unknown_subjects_are_read_with_what_was_learnt_of_others() -> None:
 
 @pytest.mark.parametrize("name", ["atms_50", "nervformer_v2", "atm_e"])
 def test_one_channel_is_too_few_for_attention_over_times(name: str) -> None:
-    with pytest.raises(ModelError, match="at least 2 channels"):
+    with pytest.raises(ModelError, match="^attention over times needs at least 2 channels"):
         made(name, 1, 90)
     assert made("nice", 1, 90)(torch.randn(2, 1, 90)).shape == (2, 1024)
 
