@@ -69,7 +69,7 @@ def decode(
     Dataset or DataTree
         What was given, with ``embedding ([subject,] image | trial[, repetition], feature)``
         float32, whose attributes say what made it; or of a decoder of features with
-        ``feature_<layer> ([roi, subject,] image | trial[, repetition], <unit dims>)``.
+        ``feature_<layer> ([subject, roi,] image | trial[, repetition], <unit dims>)``.
 
     Raises
     ------

@@ -19,6 +19,7 @@ from nedx.backbones.recipe import BackboneRecipe
 from nedx.compute.devices import check_device
 from nedx.compute.references import ModelRef
 from nedx.config import cache_dir
+from nedx.decoding.decode import decode
 from nedx.decoding.feature_decoder_alpha import checked_penalties, choose_alpha
 from nedx.decoding.feature_decoder_layers import TrueFeatures, origin, true_features
 from nedx.decoding.feature_decoder_model import FeatureModel
@@ -34,6 +35,7 @@ from nedx.decoding.feature_decoder_samples import (
 )
 from nedx.decoding.feature_decoder_storing import FeatureModelWriter
 from nedx.decoding.samples import Responses, each_subject
+from nedx.encoding.estimators.base import UnfittedError
 from nedx.encoding.loading import LOADER
 from nedx.encoding.storing import hash_variables
 from nedx.errors import ModelError
@@ -182,6 +184,21 @@ class FeatureDecoder(BaseEstimator):
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
         return self
+
+    def predict(self, responses: xr.Dataset | xr.DataTree) -> Any:
+        """Decode other responses of the same subjects, lazily; see `nedx.decode`."""
+        return decode(responses, self._fitted(), device=self.device)
+
+    def to_zarr(self, place: str | Path | Location) -> Location:
+        """Write the decoder; `nedx.load_model` opens it."""
+        return self._fitted().to_zarr(place)
+
+    def _fitted(self) -> FeatureModel:
+        if not hasattr(self, "model_"):
+            raise UnfittedError(
+                "this FeatureDecoder is not fitted yet; type: .fit(stimuli, responses)"
+            )
+        return self.model_
 
     def _write(
         self,

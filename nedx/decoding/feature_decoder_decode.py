@@ -48,7 +48,7 @@ def decode_features(ds: xr.Dataset, model: FeatureModel, *, device: str = "auto"
     Returns
     -------
     Dataset
-        What was given, with ``feature_<layer> ([roi, subject,] image | trial[, repetition], <unit
+        What was given, with ``feature_<layer> ([subject, roi,] image | trial[, repetition], <unit
         dims>)`` float32: ``<layer>_channel``, ``<layer>_y``, ``<layer>_x`` or ``<layer>_unit``.
         ``roi`` is a dimension where the model has several, and a coordinate where it has one.
 

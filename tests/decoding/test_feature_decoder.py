@@ -130,7 +130,7 @@ def test_decoding_a_simulated_brain(factors):
     decoder = nedx.FeatureDecoder(n_voxels=25, alpha=1.0).fit(
         stimuli(factors[:30]), responses(factors[:30])
     )
-    decoded = responses(factors).ned.decode(decoder, average="image_id")
+    decoded = decoder.predict(responses(factors).ned.average_repetitions())
     true = stimuli(factors)
     unseen = decoded.isel(image=(decoded["partition"] == "unseen").values)
     assert unseen.sizes["image"] == 10
@@ -153,7 +153,7 @@ def test_rois_are_decoders_of_their_own(factors, fitted):
 
 
 def test_a_stored_decoder_decodes_the_same(factors, fitted, tmp_path):
-    place = fitted.model_.to_zarr(tmp_path / "decoder.zarr")
+    place = fitted.to_zarr(tmp_path / "decoder.zarr")
     model = nedx.load_model(place)
     assert nedx.verify(str(place.url)).ok
     ds = responses(factors)
@@ -477,7 +477,9 @@ def test_bad_responses_to_decode(factors, fitted):
     with pytest.raises(SelectionError, match="no label 'name'"):
         responses(factors).ned.decode(fitted, average="name")
     with pytest.raises(ModelError, match="not fitted yet"):
-        responses(factors).ned.decode(nedx.FeatureDecoder())
+        nedx.FeatureDecoder().predict(responses(factors))
+    with pytest.raises(ModelError, match="not fitted yet"):
+        nedx.FeatureDecoder().to_zarr("nowhere.zarr")
 
 
 def test_responses_that_are_nan_are_named_when_decoded(factors, fitted):
