@@ -35,11 +35,13 @@ MODULES = (
     "nsd_reading",
     "pca",
     "banded",
+    "l2lir",
     "rsa",
     "training_speed",
     "eeg_decoding",
     "retrieval",
     "image_metrics",
+    "inversion",
 )
 
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from nedx.metrics.retrieval_scores import retrieval_scores
     from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
+    from nedx.reconstruction.inversion import FeatureInversion
     from nedx.reconstruction.latents import encode_latents
     from nedx.reconstruction.low_level import LowLevelDecoder
     from nedx.reconstruction.prior import apply_prior
@@ -80,6 +81,7 @@ _MODULES = {
     "DiffusionPrior": "nedx.reconstruction.prior_training",
     "EEGDecoder": "nedx.decoding.estimator",
     "FeatureDecoder": "nedx.decoding.feature_decoder",
+    "FeatureInversion": "nedx.reconstruction.inversion",
     "FwrfRidgeEncoder": "nedx.encoding.fwrf_ridge",
     "FwrfTrainer": "nedx.encoding.fwrf_training",
     "L2LiREncoder": "nedx.encoding.estimators.l2lir",
@@ -147,6 +149,7 @@ __all__ = [
     "DiffusionPrior",
     "EEGDecoder",
     "FeatureDecoder",
+    "FeatureInversion",
     "FwrfRidgeEncoder",
     "FwrfTrainer",
     "L2LiREncoder",

@@ -140,6 +140,10 @@ class _Part:
 
         network = load_backbone(self.encoder.recipe, device).network
         network.to(getattr(torch, self.precision))
+        # A rectifier that works in place would change what was tapped before it.
+        in_place = (module for module in network.modules() if hasattr(module, "inplace"))
+        for module in in_place:
+            vars(module)["inplace"] = False
         return LoadedEncoder(network, _tapped(self.encoder, network))
 
 
@@ -180,8 +184,7 @@ def _activations(
     found: dict[str, torch.Tensor] = {}
 
     def take(name: str, activation: torch.Tensor) -> None:
-        # A copy: a rectifier that works in place would change what was tapped before it.
-        found[taps[name]] = activation.clone()
+        found[taps[name]] = activation
         if len(found) == len(taps):
             raise Enough
 

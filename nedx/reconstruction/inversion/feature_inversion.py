@@ -53,7 +53,8 @@ class FeatureInversion:
     dists : Dists, optional
         A term to add.
     batch_size : int
-        Images at a time on the device.
+        Images at a time on the device. `GeneratorDescent` always works on so many, so that an
+        image does not depend on those beside it: choose no more than there are.
     display : {"percentiles", "range"}
         How raw values become pictures; ``"percentiles"`` stretches their contrast as the published
         pictures are shown.
@@ -182,17 +183,24 @@ class InversionTask:
         device = resolve_device(self.device)
         with forward_slot(device):
             made = [
-                self._inverted(split_rows(rows[part], self.shapes), seeds[part], device)
+                self._inverted(rows[part], seeds[part], device)
                 for part in batches(len(rows), self.inversion.batch_size)
             ]
         raw = np.concatenate(made)
         return checked(raw, (len(rows), *self.shape), np.float32, "raw images", names=names)
 
-    def _inverted(
-        self, targets: Mapping[str, np.ndarray], seeds: Sequence[int], device: str
-    ) -> np.ndarray:
+    def _inverted(self, rows: np.ndarray, seeds: Sequence[int], device: str) -> np.ndarray:
+        """Return raw images of one batch; a batch that is not full is filled with copies.
+
+        Networks round otherwise in batches of another size, and a long descent makes much of it.
+        """
         import torch
 
+        count = len(rows)
+        if self.inversion.optimizer.in_batches:
+            places = np.minimum(np.arange(self.inversion.batch_size), count - 1)
+            rows, seeds = rows[places], [seeds[place] for place in places]
+        targets = split_rows(rows, self.shapes)
         inversion, precision = self.inversion, self.inversion.optimizer.precision
         dtype = getattr(torch, precision)
         objective = Objective.of(targets, device, dtype, inversion.loss, inversion.dists)
@@ -202,7 +210,7 @@ class InversionTask:
         problem = Problem(inversion.encoder, encoder, objective, generator, maker)
         variables = inversion.optimizer.solve(problem, seeds)
         with torch.inference_mode():
-            pixels = to_rgb(problem.images(variables), inversion.encoder.policy)
+            pixels = to_rgb(problem.images(variables), inversion.encoder.policy)[:count]
         return pixels.permute(0, 2, 3, 1).float().cpu().numpy()
 
 

@@ -57,6 +57,11 @@ class GeneratorDescent:
         """Codes are what it moves."""
         return True
 
+    @property
+    def in_batches(self) -> bool:
+        """All images of a batch at a time."""
+        return True
+
     def describe(self) -> dict[str, Any]:
         """Return the fields."""
         return {"name": "gradient descent", **asdict(self), "rate": list(self.rate)}

@@ -134,7 +134,9 @@ class _Part:
         from nedx.backbones.weights import read_state
 
         name, weights = self.generator.network, self.generator.weights
-        with torch.random.fork_rng(devices=[]):
+        # Weights that are read take the place of those that are built.
+        place = "meta" if name == DEEPSIM and weights is not None else "cpu"
+        with torch.random.fork_rng(devices=[]), torch.device(place):
             torch.manual_seed(0)
             network = _build(name)
         if weights is not None:

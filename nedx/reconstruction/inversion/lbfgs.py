@@ -43,6 +43,11 @@ class LBFGS:
         """Pixels will do."""
         return False
 
+    @property
+    def in_batches(self) -> bool:
+        """One image at a time."""
+        return False
+
     def describe(self) -> dict[str, Any]:
         """Return the fields."""
         return {"name": "L-BFGS-B", **asdict(self)}

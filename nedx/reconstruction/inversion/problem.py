@@ -90,6 +90,10 @@ class Optimizer(Protocol):
     def needs_generator(self) -> bool:
         """Whether it works on codes only."""
 
+    @property
+    def in_batches(self) -> bool:
+        """Whether the networks see several images at once, whose number decides the rounding."""
+
     def solve(self, problem: Problem, seeds: Sequence[int]) -> torch.Tensor:
         """Return the variables of all images, one seed each."""
 
