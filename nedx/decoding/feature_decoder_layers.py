@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -20,7 +19,6 @@ from nedx.errors import ModelError, close_matches
 from nedx.metrics.layers import layers_of
 from nedx.schema import sample_dim
 
-_HELD_BYTES = 2**30
 _UNITS_PER_CHUNK = 4096
 _ADVICE = "Type: nedx.encode_features(images, 'vgg19'), or give images themselves"
 
@@ -73,8 +71,8 @@ def true_features(
 ) -> Iterator[dict[str, TrueFeatures]]:
     """Find the features of each layer in a Dataset, or compute them of its images.
 
-    Those that are computed and do not fit into memory lie in a temporary folder meanwhile, so
-    that the network runs once.
+    Features that are computed, or lazy and not chunked along units, lie in a temporary folder
+    meanwhile: the network runs once and files are read once, whatever blocks units are fitted in.
 
     Parameters
     ----------
@@ -95,18 +93,29 @@ def true_features(
     """
     if not isinstance(given, xr.Dataset):
         raise ModelError(f"features or images are a Dataset, not {type(given).__name__}. {_ADVICE}")
-    if _holds_features(given):
-        yield _read(given, layers)
-        return
+    with tempfile.TemporaryDirectory(prefix="nedx-features-") as folder:
+        if _holds_features(given):
+            found = _read(given, layers)
+        else:
+            found = _computed(given, recipe, device, Path(folder, "computed"))
+        yield {
+            name: replace(one, values=_by_unit(one.values, Path(folder, str(i))))
+            for i, (name, one) in enumerate(found.items())
+        }
+
+
+def _computed(
+    given: xr.Dataset, recipe: BackboneRecipe | None, device: str, place: Path
+) -> dict[str, TrueFeatures]:
+    """Return the features of images; the network runs once for all layers."""
     if "pixels" not in given or recipe is None:
         raise ModelError(f"there are neither features nor pixels, only {list(given)}. {_ADVICE}")
     shapes = layer_shapes(recipe, given)
     computed = encode_features(given, recipe, device=device)
-    with tempfile.TemporaryDirectory(prefix="nedx-features-") as folder:
-        values = _kept(computed["features"].data, Path(folder))
-        computed = computed.assign(features=(("image", "feature"), values))
-        found = _read(computed, list(recipe.layers))
-        yield {name: replace(one, shape=shapes[name]) for name, one in found.items()}
+    values = _kept(computed["features"].data, place)
+    computed = computed.assign(features=(("image", "feature"), values))
+    found = _read(computed, list(recipe.layers))
+    return {name: replace(one, shape=shapes[name]) for name, one in found.items()}
 
 
 def origin(given: xr.Dataset, recipe: BackboneRecipe) -> BackboneRecipe | None:
@@ -182,18 +191,24 @@ def _flat(layer: str, array: xr.DataArray) -> TrueFeatures:
     return TrueFeatures(data.reshape(len(ids), -1), shape, ids)
 
 
-def _kept(values: da.Array, folder: Path) -> np.ndarray | da.Array:
-    """Compute features once: into memory, or where they are large into a folder."""
-    if values.nbytes <= _HELD_BYTES:
-        held: np.ndarray = values.compute()
-        return held
-    chunks = (values.chunksize[0], _UNITS_PER_CHUNK)
-    place = zarr.create_array(
-        folder / "features", shape=values.shape, dtype="float32", chunks=chunks, compressors=None
+def _by_unit(values: np.ndarray | da.Array, place: Path) -> np.ndarray | da.Array:
+    """Return features of which some units can be read without all of them."""
+    if isinstance(values, da.Array) and values.numblocks[1] == 1:
+        return _kept(values, place)
+    return values
+
+
+def _kept(values: da.Array, place: Path) -> da.Array:
+    """Compute features once, into a folder."""
+    array = zarr.create_array(
+        place,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=(values.chunksize[0], min(_UNITS_PER_CHUNK, values.shape[1])),
+        compressors=None,
     )
-    with dask.config.set(scheduler="synchronous"):
-        stop = 0
-        for block, length in enumerate(values.chunks[0]):
-            place[stop : stop + length] = values.blocks[block].compute()
-            stop += length
-    return da.from_zarr(place)
+    stop = 0
+    for block, length in enumerate(values.chunks[0]):
+        array[stop : stop + length] = values.blocks[block].compute()
+        stop += length
+    return da.from_zarr(array)
