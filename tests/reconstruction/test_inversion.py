@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from nedx.backbones import register_module
 from nedx.reconstruction.inversion import (
     CAFFE,
     LBFGS,
+    Dists,
     FeatureEncoder,
     FeatureInversion,
     FeatureScaling,
@@ -171,6 +174,26 @@ def test_subjects_flat_units_and_transposed_maps_give_the_same_images(coded):
         np.testing.assert_array_equal(out.values.reshape(expected.shape), expected, err_msg=name)
         if name == "subjects":
             assert out.dims == ("subject", "image", "y", "x", "rgb")
+
+
+def test_the_same_recipe_has_the_same_name_after_pickling_and_is_stored(coded, tmp_path):
+    net, maker, _, _, target = coded
+    gen = generator(maker, upper=[6.0] * 32)
+    dists = Dists({"fc6": 0.1}, {"fc6": 0.2})
+    inversion = FeatureInversion(
+        encoder(net), GeneratorDescent(2), gen, dists=dists, batch_size=2, raw=True
+    )
+    ds = as_dataset(target, np.float32).chunk()
+    again = pickle.loads(pickle.dumps(inversion))
+    made = [nedx.reconstruct(ds, one, device="cpu") for one in (inversion, again)]
+    assert made[0]["pixels_raw"].data.name == made[1]["pixels_raw"].data.name
+    other = nedx.reconstruct(ds, replace(inversion, loss="l1"), device="cpu")
+    assert made[0]["pixels_raw"].data.name != other["pixels_raw"].data.name
+    pictures = made[0][["pixels_reconstructed", "pixels_raw"]]
+    pictures.ned.to_zarr(tmp_path / "pictures.zarr")
+    opened = nedx.open(tmp_path / "pictures.zarr")
+    for name in pictures:
+        np.testing.assert_allclose(opened[name].values, pictures[name].values, rtol=1e-3)
 
 
 def test_scaling_is_undone_before_inverting(coded):

@@ -166,6 +166,11 @@ class InversionTask:
     seed: int
     device: str
 
+    def __dask_tokenize__(self) -> tuple[str, str, int, str]:
+        # Of equal recipes dask makes different tokens, once they went through pickle.
+        recipe = json.dumps(self.inversion.describe(), sort_keys=True)
+        return "nedx.InversionTask", recipe, self.seed, self.device
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one image."""
