@@ -10,12 +10,12 @@ import xarray as xr
 from nedx.encoding.encode import encode
 from nedx.encoding.estimators.checks import check_same_units
 from nedx.encoding.estimators.measured import measured, members, row_positions
-from nedx.encoding.model import LinearEncoder
+from nedx.encoding.kinds import Encoder
 from nedx.schema import role_dim, sample_dim
 
 
 def evaluate(
-    model: LinearEncoder,
+    model: Encoder,
     stimuli: xr.Dataset,
     responses: xr.Dataset | xr.DataTree,
     *,
@@ -26,7 +26,7 @@ def evaluate(
 
     Parameters
     ----------
-    model : LinearEncoder
+    model : LinearEncoder, FwrfEncoder or ReAlnetModel
         What to score.
     stimuli : Dataset
         ``pixels`` or ``features`` of at least the images of the responses.
@@ -64,7 +64,7 @@ def evaluate(
 
 
 def _scored(
-    model: LinearEncoder,
+    model: Encoder,
     stimuli: xr.Dataset,
     ds: xr.Dataset,
     subject: str | None,
@@ -98,7 +98,7 @@ def _scored(
 
 
 def _predicted(
-    model: LinearEncoder,
+    model: Encoder,
     stimuli: xr.Dataset,
     ds: xr.Dataset,
     subject: str | None,
@@ -122,7 +122,7 @@ def _predicted(
     return predicted
 
 
-def _with_partition(ds: xr.Dataset, model: LinearEncoder, member: str, sample: str) -> xr.Dataset:
+def _with_partition(ds: xr.Dataset, model: Encoder, member: str, sample: str) -> xr.Dataset:
     """Mark the images that the model has seen, so that what scores them can warn."""
     member = member if member in model.members else next(iter(model.members))
     home = model.known_images(member)

@@ -189,6 +189,28 @@ class ReAlnetEncoder(BaseEstimator):
 
         return encode(stimuli, self._fitted(), device=self.device)
 
+    def evaluate(
+        self, stimuli: xr.Dataset, responses: Responses, **options: Any
+    ) -> xr.Dataset | xr.DataTree:
+        """Compare predicted with given responses, beside the noise ceiling; lazily.
+
+        Parameters
+        ----------
+        stimuli, responses
+            As `fit` takes them; repetitions are kept for the ceiling.
+        **options
+            Of `nedx.score`, such as ``method=``.
+
+        Returns
+        -------
+        Dataset or DataTree
+            The responses with ``response_predicted``, ``accuracy`` and, where there are repeats,
+            ``noise_ceiling`` and ``accuracy_normalized``, by channel and time.
+        """
+        from nedx.encoding.evaluating import evaluate
+
+        return evaluate(self._fitted(), stimuli, responses, device=self.device, **options)
+
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the fitted model; `nedx.load_model` opens it."""
         return self._fitted().to_zarr(place)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.base import clone
 
 import nedx
+from nedx.compute import cache
 from nedx.encoding.realnet import ReAlnetEncoder
 from nedx.encoding.realnet_losses import generation_loss
 from nedx.encoding.realnet_network import ReAlnet
@@ -31,6 +35,7 @@ OPTIONS = {
     "batch_size": 4,
     "learning_rate": 1e-3,
 }
+ONE = {**OPTIONS, "max_epochs": 1}
 CHANNELS = np.array(["O1", "Oz", "O2"], dtype=object)
 TIMES = np.arange(4) * 0.01
 ATTRS = {"units": "1", "normalization": "zscore", "normalization_scope": "train"}
@@ -262,7 +267,7 @@ def test_test_images_are_not_looked_at(learnt):
     other = ds.copy(deep=True)
     other["response"][128:] = 1e3
     digests = {
-        ReAlnetEncoder(**OPTIONS).fit(images, each).model_.weights_sha256 for each in (ds, other)
+        ReAlnetEncoder(**ONE).fit(images, each).model_.weights_sha256 for each in (ds, other)
     }
     assert len(digests) == 1
 
@@ -300,6 +305,23 @@ def test_encoding_computes_nothing_when_called_and_selects_first(learnt):
     np.testing.assert_allclose(chosen["response"], whole[:10][:, [2, 0], 1], atol=1e-6)
 
 
+@settings(deadline=None, max_examples=15)
+@given(
+    rows=st.lists(st.integers(0, 29), min_size=1, max_size=8),
+    channels=st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True),
+    start=st.integers(0, 3),
+    chunk=st.integers(1, 31),
+)
+def test_what_is_selected_is_what_it_was(learnt, rows, channels, start, chunk):
+    images, _, encoder = learnt
+    some = images.isel(image=slice(100, 130))
+    whole = some.ned.encode(encoder)["response"].values
+    chosen = some.chunk(image=chunk).ned.encode(encoder)["response"]
+    found = chosen.isel(image=rows, channel=channels, time=slice(start, None)).values
+    expected = whole[rows][:, channels, start:]
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(whole).max()
+
+
 @pytest.mark.parametrize("size", [1, 7, 50])
 def test_chunks_do_not_show_in_results(learnt, size):
     images, _, encoder = learnt
@@ -314,17 +336,23 @@ def test_scores_ceilings_profiles_and_rdms_take_what_is_predicted(learnt):
     test = slice(128, None)
     rng = np.random.default_rng(3)
     means = ds["response"].values[test]
-    repeated = means[:, None] + rng.standard_normal((32, 8, 3, 4)).astype(np.float32)
-    measured = (
-        ds.isel(image=test)
-        .drop_vars("response")
-        .assign(response=(("image", "repetition", "channel", "time"), repeated, ATTRS))
-    )
-    both = images.isel(image=test).assign(response=measured["response"])
-    both = both.assign_coords({n: measured[n] for n in ("channel", "time")})
-    out = both.ned.encode(encoder).ned.score()
+    noisy = means[:, None] + rng.standard_normal((32, 8, 3, 4)).astype(np.float32)
+    measured = ds.isel(image=test).drop_vars("response")
+    dims = ("image", "repetition", "channel", "time")
+    measured = measured.assign(response=(dims, noisy, ATTRS))
+    with computes_at_most(0):
+        out = encoder.evaluate(images, measured)
+    predicted = out["response_predicted"].values
+    averaged = noisy.mean(1)
+    r = [
+        [np.corrcoef(predicted[:, c, t], averaged[:, c, t])[0, 1] for t in range(4)]
+        for c in range(3)
+    ]
+    np.testing.assert_allclose(out["accuracy"], r, atol=1e-5)
     assert out["accuracy"].dims == ("channel", "time")
-    assert (out["noise_ceiling"].values > 0.5).all()
+    # Means of 8 repeats: var / (var + 1 / 8).
+    variance = means.var(0)
+    np.testing.assert_allclose(out["noise_ceiling"], variance / (variance + 1 / 8), atol=0.15)
     assert np.median(out["accuracy_normalized"].values) > 0.8
     assert len(out.ned.plot.waveforms(0, channel="Oz").get_lines()) == 3
     true, predicted = ds.isel(image=test), images.isel(image=test).ned.encode(encoder)
@@ -366,8 +394,8 @@ def test_each_subject_begins_with_the_same_trunk():
     images, ds = toy()
     other = responses(ds["image_id"].values, -ds["response"].values)
     tree = xr.DataTree.from_dict({"sub-01": other, "sub-02": ds})
-    encoder = ReAlnetEncoder(**OPTIONS).fit(images, tree)
-    alone = ReAlnetEncoder(**OPTIONS).fit(images, ds)
+    encoder = ReAlnetEncoder(**ONE).fit(images, tree)
+    alone = ReAlnetEncoder(**ONE).fit(images, ds)
     new = unseen(4)
     out = new.ned.encode(encoder)
     assert out["response"].dims == ("subject", "image", "channel", "time")
@@ -379,6 +407,29 @@ def test_each_subject_begins_with_the_same_trunk():
     assert second.subjects == ("sub-02",)
     again = new.ned.encode(second)["response"].values
     np.testing.assert_allclose(again[0], expected, atol=1e-6)
+
+
+def test_subjects_on_one_dimension_are_those_of_a_tree(tmp_path):
+    images, ds = toy()
+    second = responses(ds["image_id"].values, ds["response"].values ** 2)
+    tree = xr.DataTree.from_dict({"sub-01": ds, "sub-02": second})
+    names = np.array(["sub-01", "sub-02"], dtype=object)
+    both = xr.concat([ds, second], dim="subject").assign_coords(subject=names)
+    fitted = [ReAlnetEncoder(**ONE).fit(images, each) for each in (tree, both)]
+    assert len({each.model_.weights_sha256 for each in fitted}) == 1
+    new = unseen(6)
+    values = np.random.default_rng(0).standard_normal((2, 6, 3, 4))
+    dims = ("subject", "image", "channel", "time")
+    test = responses(new["image_id"].values, values[0]).drop_vars("response")
+    test = test.assign_coords(subject=names).assign(response=(dims, values.astype("f4"), ATTRS))
+    out = fitted[1].evaluate(new, test)
+    assert out["accuracy"].dims == ("subject", "channel", "time")
+    fitted[0].to_zarr(tmp_path / "model.zarr")
+    model = nedx.load_model(tmp_path / "model.zarr")
+    shutil.rmtree(tmp_path / "model.zarr" / "networks" / "sub-01")
+    cache.models.clear()
+    alone = new.ned.encode(model).ned.sel(subject=2)["response"].values
+    np.testing.assert_allclose(alone[0], out["response_predicted"].values[1], atol=1e-6)
 
 
 def test_trunk_weights_are_read_and_the_file_is_not_changed(tmp_path):
@@ -450,7 +501,7 @@ def test_wrong_data_are_told_before_any_work():
     still["response"][:, 1] = 2.0
     odd = nedx.open_images(np.zeros((4, 32, 24, 3), np.uint8))
     tested = images.assign_coords(partition=("image", ["test"] * 2 + ["train"] * 22))
-    for stimuli, given, error, message in (
+    for stimuli, measured, error, message in (
         (images, nan, ModelError, "NaN or infinite"),
         (images, still, ModelError, "never change"),
         (images.isel(image=slice(5)), ds, ModelError, "are not among the stimuli"),
@@ -461,7 +512,7 @@ def test_wrong_data_are_told_before_any_work():
         (tested, ds.assign_coords(partition=("image", ["train"] * 24)), ModelError, "'test' by"),
     ):
         with pytest.raises(error, match=message):
-            encoder.fit(stimuli, given)
+            encoder.fit(stimuli, measured)
 
 
 def test_models_of_networks_take_pixels(learnt):
