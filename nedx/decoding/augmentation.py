@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,13 @@ class Smoothing(_Recipe):
     kind: Literal["smoothing"] = "smoothing"
     width: int = Field(default=5, ge=3)
     probability: float = Field(default=0.3, gt=0, le=1)
+
+    @field_validator("width")
+    @classmethod
+    def _centred(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("an even width would shift responses in time: type an odd number")
+        return value
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return changed responses (n, channel, time)."""

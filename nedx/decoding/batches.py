@@ -88,14 +88,25 @@ class Stream:
         average: bool | int,  # noqa: FBT001
     ):
         self._sources, self._batch_size = list(sources), batch_size
-        repetitions = max(source.repetitions for source in self._sources)
+        fewest, repetitions = (
+            f(source.repetitions for source in self._sources) for f in (min, max)
+        )
         # To draw all of them is to take their mean.
         fixed = average is True or (average is not False and average >= repetitions)
+        if fewest < repetitions and not fixed and average is not False:
+            raise ModelError(
+                f"average_trials={average} draws from the repetitions of an image, and subjects "
+                f"have {fewest} to {repetitions} of them. Type: average_trials=True, or "
+                f"ds.isel(repetition=slice({fewest}))"
+            )
         self._mean, self._average = fixed, True if fixed else average
         kept = 1 if fixed else repetitions
         self._row_bytes = 4 * kept * int(np.prod(self._sources[0].shape))
         self.samples = sum(map(len, self._sources))
-        self.items = self.samples * (repetitions if average is False else 1)
+        self._items_of = [s.repetitions if average is False else 1 for s in self._sources]
+        self.items = sum(
+            len(s) * each for s, each in zip(self._sources, self._items_of, strict=True)
+        )
         self._held: _Window | None = None
 
     def epoch(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
@@ -140,12 +151,17 @@ class Stream:
         if np.isfinite(values.sum(dtype=np.float64)):
             return
         bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
-        each = self.items // self.samples
-        names = np.concatenate([s.image_id[np.argsort(s.rows)] for s in self._sources])
-        name = names[(before // values.shape[1] + bad[0]) // each]
+        names = np.concatenate(
+            [
+                np.repeat(s.image_id[np.argsort(s.rows)], each)
+                for s, each in zip(self._sources, self._items_of, strict=True)
+            ]
+        )
+        name = names[before // values.shape[1] + bad[0]]
         raise ModelError(
             f"{bad.size} or more responses are NaN or infinite, first one to {name!r}. Leave "
-            "these trials out. Type: ds.isel(image=keep)"
+            "these trials out. Type: ds.isel(image=keep) or ds.isel(trial=keep); absent "
+            "repetitions are left out by ds.ned.average_repetitions()"
         )
 
     def _drawn(self, rng: np.random.Generator | None) -> Iterator[Batch]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from pydantic import ValidationError
 from sklearn.base import BaseEstimator
 
 from nedx.compute.devices import check_device
@@ -24,6 +25,7 @@ from nedx.decoding.splitting import Split, split_concepts
 from nedx.decoding.targets import Targets, read_targets
 from nedx.encoding.estimators.base import UnfittedError
 from nedx.errors import ModelError, close_matches
+from nedx.metrics.repeats import labels_of
 from nedx.store.location import Location
 
 _ELSEWHERE = ("network", "network_options", "device", "progress")
@@ -208,10 +210,15 @@ class EEGDecoder(BaseEstimator):
             raise ModelError("there are no targets: type .fit(responses, targets)")
         image = read_targets(given, wanted)
         words = None if text is None else _like(read_targets(text, wanted, "texts"), image)
+        if words is None and not settings.image and not settings.mse:
+            raise ModelError(
+                "only texts are to be learnt (image=0, mse=0), and there are none: type "
+                ".fit(responses, targets, text)"
+            )
         jobs = self._jobs(settings, subjects, split, image, words, checkpoint)
+        recipe = self._recipe(settings, subjects, split, image, jobs)
         trained = _run(jobs, client)
         self.history_ = _history(trained)
-        recipe = self._recipe(settings, subjects, split, image, jobs)
         states = {name: each.state for name, each in trained.items()}
         self.model_ = NeuralDecoder(recipe, states, _known(split))
         return self
@@ -244,7 +251,9 @@ class EEGDecoder(BaseEstimator):
         check_device(self.device)
         given = self.get_params(deep=False)
         given = {name: value for name, value in given.items() if name not in _ELSEWHERE}
-        changes = (Noise(),) if self.augmentation is None else tuple(self.augmentation)
+        changes = (Noise(),) if self.augmentation is None else self.augmentation
+        if not isinstance(changes, list | tuple):
+            raise ModelError(f"augmentation is a sequence: type augmentation=({changes!r},)")
         return checked_settings({**given, "augmentation": changes})
 
     def _jobs(
@@ -284,14 +293,17 @@ class EEGDecoder(BaseEstimator):
                 every, means = both[subject]
                 training.append(_part(every, split, "train", index))
                 validation.append(_part(means, split, "val", index))
+            _check_enough(name, training, "to train on")
             kept = tuple(each for each in validation if len(each))
+            if split.count("val"):
+                _check_enough(name, kept, "held out to choose the epoch by")
             folder = None if checkpoint is None else Path(checkpoint) / name
             values = None if text is None else text.values
             job = Job(
                 name,
                 network,
                 settings,
-                tuple(training),
+                tuple(each for each in training if len(each)),
                 kept,
                 image.values,
                 values,
@@ -316,25 +328,48 @@ class EEGDecoder(BaseEstimator):
         found |= {key: ds.attrs[key] for key in _FROM_DATASET if key in ds.attrs}
         names = [str(ds.attrs[key]) for key in ("modality", "dataset") if key in ds.attrs]
         times = np.asarray(ds["time"].values, dtype=np.float64)
-        return DecoderRecipe(
-            network=jobs[0].network,
-            channels=tuple(map(str, ds["channel"].values)),
-            times=tuple(times.tolist()),
-            sampling_frequency=_sampling_frequency(times),
-            units=attrs.get("units", "1"),
-            mode=settings.mode,
-            networks=tuple(job.name for job in jobs),
-            members=_assigned(list(subjects), settings.mode),
-            target=image.name,
-            selection=selection_rule(settings, split.count("val"), split.rule),
-            split=split.rule,
-            model_id="-".join([*names, re.sub(r"\W", "_", self.network)]),
-            version="1",
-            training_data=f"{split.count('train')} images, {len(subjects)} subjects",
-            training_source=attrs.get("source", ds.attrs.get("source")),
-            fitted_by=repr(self),
-            seed=settings.seed,
-            **found,
+        words: dict[str, Any] = {
+            "network": jobs[0].network,
+            "channels": tuple(map(str, ds["channel"].values)),
+            "times": tuple(times.tolist()),
+            "sampling_frequency": _sampling_frequency(times),
+            "units": attrs.get("units", "1"),
+            "mode": settings.mode,
+            "networks": tuple(job.name for job in jobs),
+            "members": _assigned(list(subjects), settings.mode),
+            "target": image.name,
+            "selection": selection_rule(settings, split.count("val"), split.rule),
+            "split": split.rule,
+            "model_id": "-".join([*names, re.sub(r"\W", "_", self.network)]),
+            "version": "1",
+            "training_data": f"{split.count('train')} images, {_counted(len(subjects), 'subject')}",
+            "training_source": attrs.get("source", ds.attrs.get("source")),
+            "fitted_by": repr(self),
+            "seed": settings.seed,
+        }
+        try:
+            return DecoderRecipe.model_validate(words | found)
+        except ValidationError as error:
+            faults = [
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}"
+                for e in error.errors()
+            ]
+            raise ModelError(
+                "attributes of the responses do not fit a decoder: " + "; ".join(faults)
+            ) from error
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _check_enough(name: str, parts: Sequence[Samples], purpose: str) -> None:
+    """Raise if there are not two images, to be told apart."""
+    count = len(set().union(*(each.image_id.tolist() for each in parts)))
+    if count < 2:
+        raise ModelError(
+            f"the network {name!r} has {_counted(count, 'image')} {purpose}, and needs 2 or more. "
+            "Give more responses, or another validation= or seed="
         )
 
 
@@ -370,7 +405,7 @@ def _assigned(subjects: Sequence[str], mode: str) -> dict[str, Member]:
 
 def _needed(ds: xr.Dataset, split: Split) -> xr.Dataset:
     """Return the responses to images that are not for testing."""
-    kinds = split.of(ds["image_id"].values)
+    kinds = split.of(labels_of(ds, "image_id"))
     dim = ds["image_id"].dims[0]
     return ds if (kinds != "test").all() else ds.isel({dim: np.flatnonzero(kinds != "test")})
 
@@ -396,12 +431,23 @@ def _run(jobs: Sequence[Job], client: Any) -> dict[str, Trained]:
     def each(function: Callable[[Job], Any]) -> list[Any]:
         if client is None:
             return [function(job) for job in jobs]
-        found: list[Any] = client.gather([client.submit(function, j, pure=False) for j in jobs])
+        sent = [_reading_itself(job) for job in jobs]
+        found: list[Any] = client.gather([client.submit(function, j, pure=False) for j in sent])
         return found
 
     if len(jobs) > 1:
         each(check_network)
     return dict(zip((job.name for job in jobs), each(train_network), strict=True))
+
+
+def _reading_itself(job: Job) -> Job:
+    """Return a job whose responses are read where it runs."""
+    # A training that left its reading to the cluster would wait for workers, which train.
+    training, validation = (
+        tuple(replace(each, scheduler="threads") for each in part)
+        for part in (job.training, job.validation)
+    )
+    return replace(job, training=training, validation=validation)
 
 
 def _history(trained: Mapping[str, Trained]) -> xr.Dataset:

@@ -221,7 +221,12 @@ def selection_rule(settings: TrainingSettings, images: int, rule: str) -> str:
 def _fingerprint(job: Job, checksums: list[str]) -> str:
     targets = {"image": job.image} | ({} if job.text is None else {"text": job.text})
     rows = [
-        {"subject": each.subject, "images": each.image_id.tolist()}
+        {
+            "subject": each.subject,
+            "images": each.image_id.tolist(),
+            # The same features under other ids are other targets.
+            "targets": each.target.tolist(),
+        }
         for each in (*job.training, *job.validation)
     ]
     return fingerprint_of(

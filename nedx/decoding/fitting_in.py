@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from nedx.decoding.recipe import DecoderRecipe
 from nedx.errors import ModelError, close_matches
 from nedx.schema import neuroid_dim, role_dim, sample_dim
 
+_STEP = 1e-3
+"""s; between times, where there is but one of them."""
 _SAME = {"normalization": None, "normalization_scope": None, "transform": None}
 
 
@@ -104,8 +107,11 @@ def unit_faults(attrs: Mapping[Any, Any], recipe: DecoderRecipe) -> list[str]:
 
 
 def channel_faults(given: Sequence[object] | np.ndarray, wanted: Sequence[str]) -> list[str]:
-    """Say which channels are missing."""
+    """Say which channels are missing, or there more than once."""
     there = [str(name) for name in given]
+    several = [name for name, count in Counter(there).items() if count > 1]
+    if several:
+        return [f"several channels are called {several[0]!r}: names must be unique"]
     missing = [name for name in wanted if name not in there]
     if not missing:
         return []
@@ -119,7 +125,9 @@ def channel_faults(given: Sequence[object] | np.ndarray, wanted: Sequence[str]) 
 def time_faults(given: np.ndarray, wanted: Sequence[float]) -> list[str]:
     """Say how times differ from those of a decoder."""
     times, window = np.asarray(given, dtype=np.float64), np.asarray(wanted)
-    step = float(np.median(np.diff(window))) if len(window) > 1 else 1.0
+    # One time alone tells no step: that of the others tells how near it has to lie.
+    steps = [float(np.median(np.diff(each))) for each in (window, times) if len(each) > 1]
+    step = abs(steps[0]) if steps else _STEP
     if len(times) > 1 and len(window) > 1:
         own = float(np.median(np.diff(times)))
         if abs(own - step) > 1e-3 * step:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import xarray as xr
 
-from nedx.decoding.fitting_in import checked_response
-from nedx.errors import ModelError, close_matches
+from nedx.decoding.fitting_in import channel_faults, checked_response
+from nedx.errors import ModelError, SelectionError, close_matches
 from nedx.metrics.repeats import labels_of
 from nedx.preprocessing.repetitions import average_repetitions, stack_repetitions
 from nedx.schema import role_dim, sample_dim, subject_label
@@ -38,6 +38,8 @@ class Samples:
         For errors.
     index : int
         Which subject of its network this is.
+    scheduler : str, optional
+        Of dask, to read by; by default the caller's.
     """
 
     subject: str
@@ -46,6 +48,7 @@ class Samples:
     target: np.ndarray = field(repr=False)
     image_id: np.ndarray = field(repr=False)
     index: int = 0
+    scheduler: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,7 +83,9 @@ class Samples:
 
     def read(self, chosen: np.ndarray, *, mean: bool) -> np.ndarray:
         """Return float32 (n, repetition, channel, time) of some; one repetition of the mean."""
-        values = self.response.isel(sample=self.rows[chosen]).values
+        lazy = self.response.isel(sample=self.rows[chosen])
+        how = {} if self.scheduler is None else {"scheduler": self.scheduler}
+        values: np.ndarray = lazy.compute(**how).values
         if values.ndim == 3:
             return values[:, None].astype(np.float32, copy=False)
         if mean:
@@ -109,10 +114,11 @@ def by_subject(responses: Responses) -> dict[str, xr.Dataset]:
                 f"the responses of {subject!r} have no 'image_id' to find targets by. Type: "
                 f"ds.assign_coords(image_id=('{sample_dim(ds)}', names))"
             )
+        faults += [f"{subject}: {fault}" for fault in channel_faults(ds["channel"].values, ())]
     for subject, ds in others:
         for dim in ("channel", "time"):
             if not ds.get_index(dim).equals(reference.get_index(dim)):
-                faults.append(f"{subject} has other {dim}s than {first}")
+                faults.append(f"{subject} has other {dim}s than {first}, or in another order")
         mine, theirs = (each["response"].attrs for each in (reference, ds))
         faults += [
             f"{name} of {subject} is {theirs.get(name)!r}, of {first} {mine.get(name)!r}"
@@ -120,7 +126,7 @@ def by_subject(responses: Responses) -> dict[str, xr.Dataset]:
             if mine.get(name) != theirs.get(name)
         ]
     if faults:
-        raise ModelError("these subjects cannot be fitted together: " + "; ".join(faults))
+        raise ModelError("these responses cannot be fitted: " + "; ".join(faults))
     return found
 
 
@@ -181,7 +187,7 @@ def paired(
     Raises
     ------
     ModelError
-        If an image has no target.
+        If an image has no target, or images have other numbers of trials and some are drawn.
     """
     missing = [name for name in labels_of(ds, "image_id") if name not in targets]
     if missing:
@@ -195,7 +201,17 @@ def paired(
     means = _samples(subject, average_repetitions(ds), targets)
     if average is True:
         return means, means
-    return _samples(subject, ds if average is False else stack_repetitions(ds), targets), means
+    if average is False:
+        return _samples(subject, ds, targets), means
+    try:
+        stacked = stack_repetitions(ds)
+    except SelectionError as error:
+        raise ModelError(
+            f"average_trials={average} draws from as many trials of each image, those of "
+            f"{subject!r} differ in number. Type: average_trials=True or False, or "
+            "ds.ned.stack_repetitions(count)"
+        ) from error
+    return _samples(subject, stacked, targets), means
 
 
 def _samples(subject: str, ds: xr.Dataset, targets: Mapping[str, int]) -> Samples:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from nedx.decoding.augmentation import Augmentation
 from nedx.errors import ModelError
@@ -38,6 +46,12 @@ class TrainingSettings(BaseModel):
     validation: float = _Share
     patience: int | None = Field(ge=1)
     seed: int = Field(ge=0)
+
+    @field_validator("average_trials", mode="before")
+    @classmethod
+    def _counted(cls, value: Any) -> Any:
+        # A 1 of numpy would be taken for True.
+        return value.item() if isinstance(value, np.generic) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSettings:

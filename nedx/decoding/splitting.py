@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from nedx.errors import ModelError
@@ -72,7 +73,12 @@ def split_concepts(responses: Sequence[xr.Dataset], share: float, seed: int) -> 
             (partition, "partition", np.full(len(ids), "train")),
         ):
             told = name in ds and ds[name].dims == (dim,)
-            values = labels_of(ds, name) if told else otherwise
+            values = otherwise
+            if told:
+                values = labels_of(ds, name)
+                if name == "category":
+                    unknown = pd.isna(ds[name].values.astype(object)) | (values == "")
+                    values = np.where(unknown, ids, values)
             for image, value in zip(ids.tolist(), values.tolist(), strict=True):
                 # A test image of any subject is not trained on with the responses of another.
                 if found.get(image) != "test":

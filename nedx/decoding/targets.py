@@ -98,7 +98,9 @@ def target_name(given: xr.Dataset) -> str | None:
     if "backbone" in attrs:
         made = json.loads(attrs["backbone"])
         return f"{made['name']}/{'+'.join(made['layers'])}/{made['policy']}"
-    for name in (attrs.get("model"), attrs.get("long_name"), given.attrs.get("title")):
-        if name:
-            return str(name)
-    return None
+    if attrs.get("model"):
+        return str(attrs["model"])
+    name = attrs.get("long_name") or given.attrs.get("title")
+    # A name such as "target of decoding" says little without the data that it is of.
+    origin = given.attrs.get("id") or given.attrs.get("dataset")
+    return f"{name} ({origin})" if name and origin else str(name) if name else None

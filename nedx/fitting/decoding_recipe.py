@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import xarray as xr
 from pydantic import Field, field_validator
 
+from nedx.encoding.estimators.measured import members
 from nedx.errors import ModelError, close_matches
 from nedx.fitting.parts import ResponsesSource, Split, StimuliSource
 from nedx.fitting.words import Words, load_recipe
@@ -110,21 +111,21 @@ class DecodingRecipe(Words):
                 )
         return value
 
-    def open_responses(self) -> xr.Dataset:
+    def open_responses(self) -> xr.Dataset | xr.DataTree:
         """Open the responses lazily.
 
         Raises
         ------
         ModelError
-            If they have no channels and times, or every subject has neuroids of its own.
+            If there are none, or they have no channels and times.
         """
         found = self.responses.open()
-        if not isinstance(found, xr.Dataset) or not {"channel", "time"} <= set(
-            found["response"].dims
-        ):
+        wanted = {"channel", "time"}
+        if not all(wanted <= set(ds["response"].dims) for ds in members(found).values()):
             raise ModelError(
                 f"{self.responses.place!r} is no EEG or MEG on one montage: a decoder takes "
-                "response ([subject,] image, channel, time). Type: nedx list --modality eeg"
+                "response ([subject,] image, channel, time), a window of time and no single one. "
+                "Type: nedx list --modality eeg"
             )
         return found
 

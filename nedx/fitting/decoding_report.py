@@ -110,10 +110,12 @@ def report(
         Markdown.
     """
     recipe = model.recipe
+    window = f"{recipe.times[0]:g} to {recipe.times[-1]:g} s"
+    if recipe.sampling_frequency is not None:
+        window += f" at {recipe.sampling_frequency:g} Hz"
     rows = {
         "Network": f"{recipe.network.name}, {recipe.network.n_outputs:,} features",
-        "Takes": f"{len(recipe.channels)} channels, {recipe.times[0]:g} to {recipe.times[-1]:g} s "
-        f"at {recipe.sampling_frequency:g} Hz, in {recipe.units}",
+        "Takes": f"{len(recipe.channels)} channels, {window}, in {recipe.units}",
         "Target": recipe.target,
         "Training data": recipe.training_data or recipe.dataset,
         "Epoch chosen by": recipe.selection,

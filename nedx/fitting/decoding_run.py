@@ -18,8 +18,11 @@ from nedx.decoding.retrieval import retrieve
 from nedx.errors import ModelError, StoreExistsError, require
 from nedx.fitting.decoding_recipe import DecodingRecipe, load_decoding_recipe
 from nedx.fitting.decoding_report import draw, report, score_table
+from nedx.fitting.parts import StimuliSource
 from nedx.fitting.splitting import split
 from nedx.preprocessing.repetitions import average_repetitions
+from nedx.schema import role_dim
+from nedx.selection import map_nodes, resolve
 
 DECODER, RETRIEVED, SCORES = "decoder.zarr", "retrieved.zarr", "scores.csv"
 REPORT, RECIPE, FIGURES = "report.md", "recipe.yaml", "figures"
@@ -108,10 +111,10 @@ def run_decoding(
     tell("reading labels")
     responses, targets = done.open_responses(), done.open_targets()
     train, test = split(responses, done.split)
-    assert isinstance(train, xr.Dataset)
-    assert isinstance(test, xr.Dataset)
-    test = average_repetitions(test)
+    test = _held_out(test)
     gallery = _features_of(targets, test)
+    _check_asked(done, test)
+    images = None if done.images is None else _images(done.images)
     tell("training")
     model = _named(EEGDecoder(**done.decoder).fit(train, targets).model_, done)
     tell("finding held-out images")
@@ -121,7 +124,6 @@ def run_decoding(
     perturbed, important = _perturbed(done, test, model, gallery, tell)
     tell("writing decoder, figures and report")
     _clear(folder)
-    images = None if done.images is None else done.images.open()
     figures = draw(found, images, perturbed, important, folder / FIGURES)
     text = report(model, scores, perturbed, {k: f"{FIGURES}/{v}" for k, v in figures.items()})
     _write(folder, done, model, found, scores, text)
@@ -135,6 +137,43 @@ def _check_output(folder: Path, *, overwrite: bool) -> None:
             "type overwrite=True (--overwrite)"
         )
     require("matplotlib.figure", "plot")
+
+
+def _held_out(test: xr.Dataset | xr.DataTree) -> xr.Dataset:
+    """Return one response to each image; those of a tree with a dimension of subjects."""
+    from nedx.insilico.chain import checked_test
+
+    def averaged(ds: xr.Dataset) -> xr.Dataset:
+        alone = role_dim(ds, "repetition") is None and role_dim(ds, "trial") is None
+        return ds if alone or "response" not in ds else average_repetitions(ds)
+
+    return checked_test(
+        map_nodes(test, averaged) if isinstance(test, xr.DataTree) else averaged(test)
+    )
+
+
+def _check_asked(recipe: DecodingRecipe, test: xr.Dataset) -> None:
+    """Raise, before anything is trained, if what is to be perturbed afterwards is not there."""
+    from nedx.insilico.experiment import control_sets
+
+    asked = recipe.perturbation
+    if asked is None:
+        return
+    channels = asked.channels if isinstance(asked.channels, str) else list(asked.channels)
+    names = test["channel"].values.astype(str)
+    chosen = names[resolve(test, channel=channels)["channel"]]
+    others = [str(name) for name in names if name not in chosen]
+    control_sets(others, len(chosen), asked.controls)
+
+
+def _images(source: StimuliSource) -> xr.Dataset:
+    found = source.open()
+    if "pixels" not in found or "image_id" not in found.coords:
+        raise ModelError(
+            f"{source.place!r} holds no 'pixels' with 'image_id' to draw, only "
+            f"{list(map(str, found.variables))}"
+        )
+    return found
 
 
 def _features_of(targets: xr.Dataset, test: xr.Dataset) -> xr.Dataset:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import nedx
 from nedx.compute.cache import models
+from nedx.decoding.fitting_in import time_faults
 from nedx.decoding.model import NeuralDecoder
 from nedx.decoding.networks.recipe import NetworkRecipe
 from nedx.decoding.recipe import DecoderRecipe, Member
@@ -220,6 +221,7 @@ def faulty(what):
         "nothing": ds.rename(response="other"),
         "labels": ds.drop_vars("channel"),
         "model": ds.expand_dims("model"),
+        "twice": ds.assign_coords(channel=np.array([f"E{i}" for i in (*range(5), 0)], object)),
     }[what]
 
 
@@ -236,11 +238,21 @@ def faulty(what):
         ("nothing", "there is no 'response'"),
         ("labels", "'channel' has no labels"),
         ("model", "no dimension 'model'"),
+        ("twice", "several channels are called 'E0'"),
     ],
 )
 def test_responses_that_do_not_fit_are_told_when_called(model, what, message):
     with pytest.raises(ModelError, match=message), computes_at_most(0):
         faulty(what).ned.decode(model)
+
+
+def test_one_time_has_to_be_the_one_that_it_was_fitted_to():
+    recipe = (0.03,)
+    assert time_faults(np.array([0.025, 0.03, 0.035]), recipe) == []
+    assert (
+        "samples that it was fitted to" in time_faults(np.array([0.024, 0.029, 0.034]), recipe)[0]
+    )
+    assert "samples that it was fitted to" in time_faults(np.array([0.031]), recipe)[0]
 
 
 def test_missing_values_are_named_when_they_are_computed(model):

@@ -100,21 +100,45 @@ def test_channels_without_signal_carry_nothing(recorded, tmp_path):
         ({"responses": "sim-fmri"}, "no EEG or MEG on one montage"),
         ({"targets": "sim-images"}, "holds pixels, and targets are features of them.*encode_feat"),
         ({"split": {}}, "no coordinate 'partition'"),
+        ({"perturbation": {"controls": 200_000}}, "200000 control sets of 7 of the 14 other"),
+        ({"images": "no_such_images"}, "no_such_images"),
+        ({"images": {"place": "sim-eeg", "group": "truth"}}, "no 'pixels' with 'image_id' to draw"),
     ],
 )
-def test_faults_are_named_before_anything_is_trained(recorded, tmp_path, changes, message):
+def test_faults_are_named_before_anything_is_trained(
+    recorded, tmp_path, changes, message, monkeypatch
+):
+    monkeypatch.setattr(nedx.EEGDecoder, "fit", None)
     with pytest.raises(NedxError, match=message):
         run_decoding(recipe_of(recorded, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["tree", "averaged", "one time"])
+def test_responses_come_as_trees_averaged_or_of_one_time(recorded, tmp_path, kind):
+    ds = nedx.open(recorded / "eeg.zarr").isel(image=slice(0, 200)).load().drop_encoding()
+    one = ds.isel(subject=0, drop=True)
+    given = {
+        "tree": xr.DataTree.from_dict(
+            {"/sub-01": one, "/sub-02": one.isel(image=slice(None, None, -1))}
+        ),
+        "averaged": ds.ned.average_repetitions(),
+        "one time": ds.isel(time=[40]),
+    }[kind]
+    given.ned.to_zarr(tmp_path / "eeg.zarr")
+    said = recipe_of(recorded, tmp_path / "out", responses=str(tmp_path / "eeg.zarr"), images=None)
+    said |= {"decoder": {"epochs": 1}, "importance": False}
+    said["perturbation"] |= {"noise": "zero"}
+    result = run_decoding(said)
+    assert result.scores["top1"].sizes["subject"] == {"tree": 2}.get(kind, 1)
+    assert (tmp_path / "out" / "decoder.zarr").exists()
 
 
 def test_images_without_features_are_named(recorded, tmp_path):
     features = nedx.open(recorded / "features.zarr").isel(image=slice(0, 200)).load()
     features.drop_encoding().ned.to_zarr(tmp_path / "some.zarr")
     with pytest.raises(ModelError, match="held-out images have no features"):
-        run_decoding(
-            recipe_of(recorded, tmp_path / "out", targets=str(tmp_path / "some.zarr"))
-        )
+        run_decoding(recipe_of(recorded, tmp_path / "out", targets=str(tmp_path / "some.zarr")))
 
 
 def test_a_recipe_is_read_once(recorded, tmp_path):

@@ -245,6 +245,39 @@ def test_one_time_is_enough():
     assert test.ned.decode(decoder, device="cpu")["embedding"].shape == (1, 10, 2, FEATURES)
 
 
+def test_subjects_with_other_numbers_of_repetitions_are_trained_on_together():
+    four, two = (
+        responses(60, repetitions=count, subjects=("sub-01",)).isel(subject=0, drop=True)
+        for count in (4, 2)
+    )
+    tree = xr.DataTree.from_dict({"/sub-01": four, "/sub-02": two})
+    decoder = fitted(tree, features(60), mode="joint", average_trials=False, epochs=2)
+    # 54 images are trained on, 324 trials in 10 batches; the rate falls to its end.
+    assert float(decoder.history_["lr"][-1]) == FAST["lr"]
+    assert decoder.model_.recipe.training_data == "54 images, 2 subjects"
+    spoilt = two.load().copy(deep=True)
+    spoilt["response"][7, 1] = np.nan
+    tree = xr.DataTree.from_dict({"/sub-01": four, "/sub-02": spoilt})
+    with pytest.raises(ModelError, match="first one to 'toy:007'"):
+        fitted(tree, features(60), mode="joint", average_trials=False, validation=0.0)
+
+
+def test_a_decoder_says_what_it_was_made_for():
+    ds, targets = responses(40), features(40).assign_attrs(id="toy@1")
+    recipe = fitted(ds, targets, epochs=1).model_.recipe
+    assert recipe.target == "toy (toy@1)"
+    assert recipe.training_data == "36 images, 1 subject"
+    targets["features"].attrs["model"] = "clip"
+    assert fitted(ds, targets, epochs=1).model_.recipe.target == "clip"
+
+
+def test_a_count_of_numpy_is_no_flag():
+    ds = responses(40, repetitions=3)
+    one, also = (fitted(ds, epochs=1, average_trials=n).model_ for n in (1, np.int64(1)))
+    for name, value in one.state("sub-01").items():
+        np.testing.assert_array_equal(value, also.state("sub-01")[name])
+
+
 def faulty(what):
     ds, targets = responses(40, subjects=("sub-01", "sub-02")), features(40)
     if what == "ids":
@@ -269,6 +302,21 @@ def faulty(what):
         children = {f"/sub-0{i + 1}": ds.isel(subject=i, drop=True) for i in range(2)}
         children["/sub-02"] = children["/sub-02"].isel(channel=[1, 0, 2, 3, 4, 5])
         return xr.DataTree.from_dict(children), targets
+    if what == "source":
+        return ds.assign(response=ds["response"].assign_attrs(source="raw.fif")), targets
+    if what == "names":
+        return ds.assign_coords(channel=np.array(["E0", "E0", *"abcd"], dtype=object)), targets
+    if what in ("val", "train"):
+        kinds = np.full(40, {"val": "train", "train": "test"}[what], dtype=object)
+        kinds[0] = what
+        return ds.assign_coords(partition=("image", kinds)), targets
+    if what == "trials":
+        one = ds.isel(subject=0).stack(sample=("image", "repetition"), create_index=False)
+        one = one.drop_vars("repetition", errors="ignore").rename(sample="trial")
+        return one.transpose("trial", ...).isel(trial=slice(0, -1)), targets
+    if what == "repetitions":
+        one, two = (ds.isel(subject=i, drop=True) for i in range(2))
+        return xr.DataTree.from_dict({"/a": one, "/b": two.isel(repetition=[0])}), targets
     return ds, {"none": None, "array": np.ones(3)}.get(what, targets)
 
 
@@ -287,6 +335,20 @@ def faulty(what):
         ("", {"network": "nice"}, "nice needs at least 75 samples, the responses have 10"),
         ("", {"network": "nise"}, "no network is called 'nise'.*nice"),
         ("", {"network_options": {"heads": 3}}, "no option 'heads'"),
+        ("source", {}, "attributes of the resp.*training_source: .*'synthetic', not 'raw.fif'"),
+        ("names", {}, "sub-01: several channels are called 'E0'"),
+        ("val", {}, "'sub-01' has 1 image held out to choose the epoch by, and needs 2"),
+        ("train", {"validation": 0.0}, "'sub-01' has 1 image to train on, and needs 2"),
+        (
+            "repetitions",
+            {"mode": "joint", "average_trials": 1},
+            r"subjects have 1 to 2 of them.*isel\(repetition=slice\(1\)\)",
+        ),
+        ("trials", {"average_trials": 1}, "average_trials=1 draws.*'sub-01' differ in number"),
+        ("", {"image": 0.0, "text": 1.0}, "only texts are to be learnt.*there are none"),
+        ("", {"augmentation": Noise()}, r"type augmentation=\(Noise\(kind='noise', sd=2.0\),\)"),
+        ("", {"augmentation": ({"kind": "smoothing", "width": 4},)}, "type an odd number"),
+        ("", {"average_trials": np.int64(0)}, "average_trials is True, False or how many"),
         ("", {"epochs": 0, "lr": -1, "precision": "f8"}, "epochs: .*lr: .*precision: "),
         ("", {"average_trials": 0}, "average_trials is True, False or how many"),
         ("", {"image": 0.0, "text": 0.0}, "nothing would be learnt"),

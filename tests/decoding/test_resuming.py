@@ -81,6 +81,10 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
                 targets,
                 checkpoint=tmp_path,
             )
+    order = np.random.default_rng(1).permutation(200)
+    renamed = targets.assign_coords(image_id=("image", targets["image_id"].values[order]))
+    with pytest.raises(ModelError, match="another training"):
+        asked(epochs=1).fit(ds, renamed, checkpoint=tmp_path)
     (state,) = (tmp_path / "sub-01").glob("state-*")
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(CorruptStoreError, match="differs from what was written"):
@@ -101,6 +105,34 @@ def test_subjects_are_trained_on_a_cluster_as_they_are_here():
     ) as client:
         there = asked(epochs=2).fit(ds, features(60), client=client)
     assert there.model_.weights_sha256 == here.model_.weights_sha256
+
+
+CLUSTER = """
+import sys
+import torch
+import nedx
+from distributed import Client
+from nedx.decoding import batches
+from tests.decoding.test_resuming import asked, features
+torch.set_num_threads(1)
+batches.HELD_BYTES = batches.WINDOW_BYTES = 2**12
+ds = nedx.open_store(sys.argv[1], chunks={"image": 16})
+one = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+with Client(processes=False, **one) as client:
+    there = asked(epochs=1).fit(ds, features(60), client=client)
+here = asked(epochs=1).fit(ds, features(60))
+print(there.model_.weights_sha256 == here.model_.weights_sha256)
+"""
+
+
+def test_a_worker_with_one_thread_reads_what_it_trains_on(tmp_path):
+    nedx.to_zarr(responses(60, subjects=("sub-01", "sub-02")), tmp_path / "toy.zarr")
+    process = run(CLUSTER, tmp_path / "toy.zarr")
+    try:
+        # A worker that waited for itself to read would wait for ever.
+        assert process.communicate(timeout=120)[0].strip() == b"True"
+    finally:
+        process.kill()
 
 
 MEMORY = """

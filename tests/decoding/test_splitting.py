@@ -84,6 +84,12 @@ def test_without_categories_each_image_is_a_concept():
     assert split.count("val") == 4
 
 
+@pytest.mark.parametrize("unknown", ["", np.nan, None])
+def test_an_image_without_category_is_a_concept_of_its_own(unknown):
+    split = split_concepts([subject(category=["a"] * 10 + [unknown] * 30)], 0.1, 0)
+    assert split.rule == "3 of 31 concepts, drawn with seed 0"
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.01, 0), (0.99, 20)])
 def test_shares_that_leave_nothing_are_refused(share, count):
     with pytest.raises(ModelError, match=f"of 20 concepts is {count}"):
