@@ -19,7 +19,7 @@ def partition_coords(ds: xr.Dataset, model: Encoder) -> dict[str, dict[str, xr.V
     ----------
     ds : Dataset
         With ``image_id``. What it says of ``partition`` itself is kept.
-    model : LinearEncoder or FwrfEncoder
+    model : LinearEncoder, FwrfEncoder or ReAlnetModel
         May have ``known_image`` (ids) and ``known_partition ([subject,] known_image)``.
 
     Returns

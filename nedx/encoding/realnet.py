@@ -431,15 +431,16 @@ def _labels(trials: Trials, r: np.ndarray) -> xr.Dataset:
 def _history(progress: dict[str, Progress]) -> xr.Dataset:
     """Return the losses of all networks over their epochs."""
     names = np.array(list(progress), dtype=object)
-    first = next(iter(progress.values())).history
-    terms = [name for name in first[0] if name != "epoch"]
-    found = {
-        term: (
-            ("network", "epoch"),
-            np.array([[entry[term] for entry in each.history] for each in progress.values()]),
-        )
-        for term in terms
-    }
+    first = next(iter(progress.values())).history[0]
+    terms = [name for name in first if name != "epoch"]
+    count = max(each.epochs for each in progress.values())
+    # A network whose checkpoint had come further has more epochs than others.
+    found = {term: np.full((len(names), count), np.nan) for term in terms}
+    for row, each in enumerate(progress.values()):
+        for entry in each.history:
+            for term in terms:
+                found[term][row, int(entry["epoch"])] = entry[term]
     best = [each.best_epoch for each in progress.values()]
-    coords = {"network": names, "epoch": np.arange(len(first))}
-    return xr.Dataset({**found, "best_epoch": ("network", best)}, coords)
+    coords = {"network": names, "epoch": np.arange(count)}
+    losses = {term: (("network", "epoch"), values) for term, values in found.items()}
+    return xr.Dataset({**losses, "best_epoch": ("network", best)}, coords)

@@ -24,6 +24,7 @@ from nedx.encoding.realnet_recipe import ReAlnetRecipe
 from nedx.encoding.realnet_store import NetworkPart, selected_states, write_realnet
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.storing import PREFIX
+from nedx.errors import ModelError
 from nedx.selection import Names, Subjects, Times, select
 from nedx.store.location import Location
 
@@ -145,7 +146,14 @@ class ReAlnetModel:
             As the user gave it.
         attrs : mapping
             Of the responses.
+
+        Raises
+        ------
+        ModelError
+            If another precision than float32 is asked for.
         """
+        if recipe.backbone.precision != "float32":
+            raise ModelError("ReAlnets compute in float32: leave precision out")
         axis = "subject" in self.labels[NETWORK].dims
         plan = ReAlnetPlan(
             images,

@@ -31,7 +31,7 @@ def assembled(
     ----------
     ds : Dataset
         The images.
-    model : LinearEncoder or FwrfEncoder
+    model : LinearEncoder, FwrfEncoder or ReAlnetModel
         As selected.
     responses : mapping of str to Variable
         Of each member of the model, with `provenance` as attributes.

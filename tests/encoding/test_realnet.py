@@ -289,6 +289,9 @@ def test_the_model_says_what_it_is_and_is_stored(learnt, tmp_path):
     assert model.recipe.model_id == "eeg-toy-realnet"
     assert "concepts, drawn with seed 0" in model.recipe.split
     assert "eeg-toy-realnet" in repr(model)
+    images.isel(image=slice(126, 130)).ned.synthesize(model, tmp_path / "made.zarr")
+    made = nedx.open(tmp_path / "made.zarr")["response"]
+    np.testing.assert_allclose(made, out["response"].values[126:130], rtol=1e-2, atol=1e-3)
     part = model.sel(channel="Oz", time=(0.01, 0.02))
     part.to_zarr(tmp_path / "part.zarr")
     small = nedx.load_model(tmp_path / "part.zarr")
@@ -432,6 +435,17 @@ def test_subjects_on_one_dimension_are_those_of_a_tree(tmp_path):
     np.testing.assert_allclose(alone[0], out["response_predicted"].values[1], atol=1e-6)
 
 
+def test_a_subject_that_came_further_keeps_its_epochs(tmp_path):
+    images, ds = toy(12)
+    tree = xr.DataTree.from_dict({"sub-01": ds, "sub-02": ds})
+    options = {**OPTIONS, "checkpoint": tmp_path, "validation": 0}
+    ReAlnetEncoder(**options).fit(images, tree)
+    shutil.rmtree(tmp_path / "sub-02")
+    history = ReAlnetEncoder(**{**options, "max_epochs": 1}).fit(images, tree).history_
+    assert np.isfinite(history["loss"].values).tolist() == [[True, True], [True, False]]
+    assert history["best_epoch"].values.tolist() == [1, 0]
+
+
 def test_trunk_weights_are_read_and_the_file_is_not_changed(tmp_path):
     from nedx.backbones.cornet_s import CORnetS
 
@@ -519,3 +533,5 @@ def test_models_of_networks_take_pixels(learnt):
     _, ds, encoder = learnt
     with pytest.raises(StimulusError, match="ReAlnetModel takes 'pixels'"):
         ds.drop_vars("response").ned.encode(encoder)
+    with pytest.raises(ModelError, match="float32"):
+        unseen(2).ned.encode(encoder, precision="bf16")
