@@ -41,6 +41,7 @@ MODULES = (
     "eeg_decoding",
     "retrieval",
     "image_metrics",
+    "conversion",
     "inversion",
 )
 

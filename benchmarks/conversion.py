@@ -13,7 +13,7 @@ import nedx
 from benchmarks.measuring import Row, at_least, at_most, interleave, ratio
 from nedx.conversion.ridge import Gram
 
-SUBJECTS, VOXELS, IMAGES, ALPHA = 5, 5000, 6000, 1000.0
+SUBJECTS, VOXELS, IMAGES, ALPHA = 5, 5000, 1200, 1000.0
 _TIMED_VOXELS, _TIMED_IMAGES = 1500, 1800
 
 

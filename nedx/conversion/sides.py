@@ -14,6 +14,8 @@ from nedx.conversion.subjects import times_of
 from nedx.schema import neuroid_dim, sample_dim
 
 _RESPONSE = ("units", "normalization", "normalization_scope", "transform", "reference")
+# What was measured of responses is not so of those that are converted into them.
+_MEASURED = ("noise_ceiling", "ncsnr", "encoding_accuracy", "encoding_r2")
 _DATASET = ("modality", "species", "dataset", "license", "citation", "space", "density")
 
 
@@ -34,7 +36,7 @@ def side_labels(ds: xr.Dataset) -> xr.Dataset:
     kept = {
         name: coord.variable.copy()
         for name, coord in ds.coords.items()
-        if set(coord.dims) <= {dim, "roi"} and coord.dims
+        if set(coord.dims) <= {dim, "roi"} and coord.dims and name not in _MEASURED
     }
     if "roi_mask" in ds and set(ds["roi_mask"].dims) == {"roi", dim}:
         kept["roi_mask"] = ds["roi_mask"].variable.copy()

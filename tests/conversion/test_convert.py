@@ -32,6 +32,7 @@ def subjects(sizes=(12, 15, 9), rows=50, seed=0, repeats=2):
             f"sub-0{n}",
             roi=np.array(["V1", "V2"], dtype=object),
             roi_mask=(("roi", "voxel"), masks),
+            noise_ceiling=("voxel", np.full(size, 0.5, np.float32)),
         )
     return made
 
@@ -68,6 +69,7 @@ def test_labels_units_and_origin_are_the_target_s(three, fitted):
     target = three["sub-02"]
     for name in ("voxel", "hemisphere", "roi", "roi_mask"):
         np.testing.assert_array_equal(out[name].values, target[name].values)
+    assert "noise_ceiling" not in out.coords
     assert out["image_id"].values.tolist() == images(50)
     assert set(out["partition"].values) == {"train"}
     attrs = out["response"].attrs
