@@ -102,7 +102,7 @@ class DatasetNed(Exports):
         return apply_prior(self._obj, prior, **options)
 
     def reconstruct(self, generator: Any, **options: Any) -> xr.Dataset:
-        """Make pictures of decoded embeddings or latents, lazily; see `nedx.reconstruct`."""
+        """Make pictures of embeddings, latents or features, lazily; see `nedx.reconstruct`."""
         from nedx.reconstruction.reconstruct import reconstruct
 
         return reconstruct(self._obj, generator, **options)
