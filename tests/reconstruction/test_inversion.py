@@ -148,6 +148,8 @@ def test_images_do_not_depend_on_chunks_or_on_those_beside_them(coded):
     with computes_at_most(1):
         np.testing.assert_array_equal(lazy["pixels_raw"].isel(image=2).values, whole[2])
     assert max(lazy["pixels_raw"].chunks[0]) == 3
+    none = nedx.reconstruct(ds.isel(image=[]), inversion, device="cpu")
+    assert none["pixels_raw"].values.shape == (0, SIDE, SIDE, 3)
     other = nedx.reconstruct(ds, inversion, seed=1, device="cpu")["pixels_raw"].values
     assert not np.allclose(other, whole, atol=1)
 

@@ -66,7 +66,9 @@ def target_rows(
         data = in_chunks(array.transpose(*lead, *units[layer]), chunks).data
         folded = data.reshape((*data.shape[: len(lead)], *shapes[layer]))
         scaled = _scaled(folded, layer, len(lead), scaling, means.get(layer))
-        rows.append(scaled.reshape((*data.shape[: len(lead)], -1)))
+        # Spelt out: without images there is no telling how wide a row is.
+        width = int(np.prod(shapes[layer]))
+        rows.append(scaled.reshape((*data.shape[: len(lead)], width)))
     coords = {"image_id": ds["image_id"].variable} if "image_id" in ds.coords else {}
     return xr.DataArray(da.concatenate(rows, axis=-1), coords, (*lead, ROW))
 
