@@ -60,7 +60,7 @@ from nedx.store.location import Location
 units, voxels, chosen = map(int, sys.argv[1:4])
 rng = np.random.default_rng(0)
 x = rng.standard_normal((1200, voxels), np.float32)
-y = da.random.default_rng(0).standard_normal((1200, units), np.float32, chunks=(-1, 1024))
+y = da.random.default_rng(0).standard_normal((1200, units), chunks=(-1, 1024)).astype("f4")
 with tempfile.TemporaryDirectory() as folder:
     writer = FeatureModelWriter(Location.of(folder + "/model.zarr"))
     for part, fit in L2LiRInputs(x, device="cpu").fit_blocks(y, 100.0, chosen, memory=2**28):

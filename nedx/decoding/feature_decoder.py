@@ -21,7 +21,7 @@ from nedx.compute.references import ModelRef
 from nedx.config import cache_dir
 from nedx.decoding.decode import decode
 from nedx.decoding.feature_decoder_alpha import checked_penalties, choose_alpha
-from nedx.decoding.feature_decoder_layers import TrueFeatures, origin, true_features
+from nedx.decoding.feature_decoder_layers import TrueFeatures, needed_images, origin, true_features
 from nedx.decoding.feature_decoder_model import FeatureModel
 from nedx.decoding.feature_decoder_recipe import FeatureDecoderRecipe
 from nedx.decoding.feature_decoder_samples import (
@@ -42,7 +42,7 @@ from nedx.errors import ModelError
 from nedx.linear.l2lir import BLOCK_BYTES, L2LiRInputs, check_penalty
 from nedx.linear.streaming import Matrix, column_blocks
 from nedx.preprocessing.repetitions import average_repetitions
-from nedx.schema import role_dim
+from nedx.schema import role_dim, sample_dim
 from nedx.selection import Names
 from nedx.store.location import Location
 
@@ -171,10 +171,9 @@ class FeatureDecoder(BaseEstimator):
         rois = [self.roi] if isinstance(self.roi, str) else self.roi
         places = {name: roi_positions(ds, rois, name) for name, ds in subjects.items()}
         attrs = _shared_attrs(subjects)
+        stimuli = needed_images(stimuli, {name: _shown(ds, name) for name, ds in subjects.items()})
         wanted = None if self.layers is None else list(self.layers)
         with true_features(stimuli, self.recipe, wanted, self.device) as layers:
-            for name, ds in subjects.items():
-                _check_paired(ds, layers, name)
             attrs["backbone"] = origin(stimuli, self.recipe)
             partial = cache_dir() / "models" / f"{uuid.uuid4().hex}.partial"
             partial.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +259,7 @@ class FeatureDecoder(BaseEstimator):
         inputs = L2LiRInputs(x, rows=trials.rows, dtype=x.dtype, device=self.device)
         alphas = {}
         for layer, one in layers.items():
-            values = one.of_images(trials.images, layer)
+            values = one.of_images(trials.images)
             alpha = self._alpha(chosen, trials, values)
             alphas[f"{group}/{layer}"] = alpha
             units = Matrix(values, f"features of {layer!r}", x.dtype)
@@ -315,13 +314,14 @@ def _averaged(ds: xr.Dataset) -> xr.Dataset:
     return average_repetitions(ds) if has_trials else ds
 
 
-def _check_paired(ds: xr.Dataset, layers: Mapping[str, TrueFeatures], subject: str) -> None:
-    """Refuse images without features, before responses are read."""
+def _shown(ds: xr.Dataset, subject: str) -> list[str]:
+    """Return the images of a subject's responses."""
     if "image_id" not in ds.coords:
-        raise ModelError(f"the responses of {subject!r} have no 'image_id' to find features by")
-    names = list(dict.fromkeys(map(str, ds["image_id"].values)))
-    for layer, one in layers.items():
-        one.of_images(names, layer)
+        raise ModelError(
+            f"the responses of {subject!r} have no 'image_id' to find features by. Type: "
+            f"ds.assign_coords(image_id=('{sample_dim(ds)}', names))"
+        )
+    return list(dict.fromkeys(map(str, ds["image_id"].values)))
 
 
 def _shared_attrs(subjects: Mapping[str, xr.Dataset]) -> dict[str, Any]:

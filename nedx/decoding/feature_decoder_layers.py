@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,34 +40,62 @@ class TrueFeatures:
     shape: tuple[int, ...]
     image_id: np.ndarray = field(repr=False)
 
-    def of_images(self, names: Sequence[str], layer: str) -> np.ndarray | da.Array:
-        """Return the rows of some images.
-
-        Raises
-        ------
-        ModelError
-            If they have none.
-        """
+    def of_images(self, names: Sequence[str]) -> np.ndarray | da.Array:
+        """Return the rows of some images, which must be there."""
         places = {str(name): i for i, name in enumerate(self.image_id)}
+        return self.values[np.array([places[name] for name in names])]
+
+
+def needed_images(given: xr.Dataset, shown: Mapping[str, Sequence[str]]) -> xr.Dataset:
+    """Return features or images of what was shown to any of the subjects.
+
+    Parameters
+    ----------
+    given : Dataset
+        As `true_features` takes it.
+    shown : mapping of str to sequence of str
+        The images of each subject.
+
+    Raises
+    ------
+    ModelError
+        If there is nothing to decode, images are named twice or not at all, or are absent.
+    """
+    if not isinstance(given, xr.Dataset):
+        raise ModelError(f"features or images are a Dataset, not {type(given).__name__}. {_ADVICE}")
+    if not _holds_features(given) and "pixels" not in given:
+        raise ModelError(f"there are neither features nor pixels, only {list(given)}. {_ADVICE}")
+    if "image_id" not in given.coords:
+        raise ModelError(
+            "the features have no 'image_id' to find images by. Type: "
+            "ds.assign_coords(image_id=('image', names))"
+        )
+    ids = [str(name) for name in given["image_id"].values]
+    places = {name: i for i, name in enumerate(ids)}
+    if len(places) < len(ids):
+        twice = next(name for i, name in enumerate(ids) if places[name] != i)
+        raise ModelError(f"several features are of {twice!r}: image_id must differ")
+    needed: set[int] = set()
+    for subject, names in shown.items():
         missing = [name for name in names if name not in places]
         if len(missing) == len(names):
             raise ModelError(
-                f"responses and features of {layer!r} share no image: the responses are to "
-                f"{names[0]!r} and {len(names) - 1} others, features are of "
-                f"{str(self.image_id[0])!r} and {len(places) - 1} others. Both need the same "
-                "'image_id'"
+                f"{subject} and the features share no image: responses are to {names[0]!r} and "
+                f"{len(names) - 1} others, features of {ids[0]!r} and {len(ids) - 1} others. Both "
+                "need the same 'image_id'"
             )
         if missing:
             raise ModelError(
-                f"{len(missing)} of {len(names)} images have no features of {layer!r}, first "
+                f"{len(missing)} of {len(names)} images of {subject} have no features, first "
                 f"{missing[0]!r}; {close_matches(missing[0], places)}"
             )
-        return self.values[np.array([places[name] for name in names])]
+        needed.update(places[name] for name in names)
+    return given.isel({sample_dim(given): sorted(needed)})
 
 
 @contextmanager
 def true_features(
-    given: xr.Dataset, recipe: BackboneRecipe | None, layers: Sequence[str] | None, device: str
+    given: xr.Dataset, recipe: BackboneRecipe, layers: Sequence[str] | None, device: str
 ) -> Iterator[dict[str, TrueFeatures]]:
     """Find the features of each layer in a Dataset, or compute them of its images.
 
@@ -79,7 +107,7 @@ def true_features(
     given : Dataset
         ``feature_<layer> (image, ...)``, ``features (image, feature)`` with ``layer (feature)``,
         or ``pixels (image, y, x, rgb)``.
-    recipe : BackboneRecipe, optional
+    recipe : BackboneRecipe
         Computes features of pixels.
     layers : sequence of str, optional
         Which; all by default.
@@ -89,10 +117,8 @@ def true_features(
     Raises
     ------
     ModelError
-        If there are none, or a layer is missing, or images are named twice.
+        If a layer or network is not there.
     """
-    if not isinstance(given, xr.Dataset):
-        raise ModelError(f"features or images are a Dataset, not {type(given).__name__}. {_ADVICE}")
     with tempfile.TemporaryDirectory(prefix="nedx-features-") as folder:
         if _holds_features(given):
             found = _read(given, layers)
@@ -105,11 +131,9 @@ def true_features(
 
 
 def _computed(
-    given: xr.Dataset, recipe: BackboneRecipe | None, device: str, place: Path
+    given: xr.Dataset, recipe: BackboneRecipe, device: str, place: Path
 ) -> dict[str, TrueFeatures]:
     """Return the features of images; the network runs once for all layers."""
-    if "pixels" not in given or recipe is None:
-        raise ModelError(f"there are neither features nor pixels, only {list(given)}. {_ADVICE}")
     shapes = layer_shapes(recipe, given)
     computed = encode_features(given, recipe, device=device)
     values = _kept(computed["features"].data, place)
@@ -169,22 +193,12 @@ def _read(given: xr.Dataset, layers: Sequence[str] | None) -> dict[str, TrueFeat
             raise ModelError(
                 f"there are no features of the layer {layer!r}: {close_matches(layer, there)}"
             )
-    return {layer: _flat(layer, there[layer]) for layer in wanted}
+    return {layer: _flat(there[layer]) for layer in wanted}
 
 
-def _flat(layer: str, array: xr.DataArray) -> TrueFeatures:
-    if "image_id" not in array.coords:
-        raise ModelError(
-            f"the features of {layer!r} have no 'image_id' to find images by. Type: "
-            "ds.assign_coords(image_id=('image', names))"
-        )
-    sample = sample_dim(array)
-    array = array.transpose(sample, ...)
+def _flat(array: xr.DataArray) -> TrueFeatures:
+    array = array.transpose(sample_dim(array), ...)
     ids = array["image_id"].values.astype(str).astype(object)
-    if len(set(ids)) < len(ids):
-        each, counts = np.unique(ids.astype(str), return_counts=True)
-        twice = str(each[counts > 1][0])
-        raise ModelError(f"several features are of {twice!r}: image_id must differ")
     data, shape = array.data, tuple(array.shape[1:])
     if isinstance(data, da.Array):
         data = data.rechunk(dict.fromkeys(range(2, data.ndim), -1))

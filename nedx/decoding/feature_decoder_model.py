@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import dask.array as da
@@ -161,8 +162,8 @@ class FeatureModel:
 
         def write(location: Location) -> None:
             writer = FeatureModelWriter(location)
-            for group in self.groups():
-                subject, roi = group.split("/")
+            for subject, roi in product(self.subjects, self.recipe.rois):
+                group = f"{subject}/{roi}"
                 for layer in self.layers:
                     ds = self.weights(layer, subject=subject, roi=roi)
                     if layer == self.layers[0]:
@@ -174,10 +175,6 @@ class FeatureModel:
             writer.finish(self.recipe, self.known)
 
         return write_whole(place, write)
-
-    def groups(self) -> list[str]:
-        """Return ``<subject>/<roi>`` of all that is selected."""
-        return [f"{subject}/{roi}" for subject in self.subjects for roi in self.recipe.rois]
 
     def __repr__(self) -> str:
         recipe = self.recipe

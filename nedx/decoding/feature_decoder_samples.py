@@ -73,20 +73,17 @@ def checked_responses(ds: xr.Dataset) -> xr.DataArray:
 def read_trials(
     ds: xr.Dataset, subject: str, groups: str | None = None, exclusive: str | None = None
 ) -> Trials:
-    """Read the responses of one subject, trial by trial; repetitions that are all NaN are absent.
+    """Read the responses of one subject to images with ``image_id``, trial by trial.
+
+    Repetitions that are all NaN are absent.
 
     Raises
     ------
     ModelError
-        If trials hold some NaN, or nothing names the images, or there are no such labels.
+        If trials hold some NaN, or there are no such labels.
     """
     array = checked_responses(ds)
     labels = [_labels_of(ds, array, name) for name in (groups, exclusive)]
-    if "image_id" not in ds.coords:
-        raise ModelError(
-            f"the responses of {subject!r} have no 'image_id' to find features by. Type: "
-            f"ds.assign_coords(image_id=('{sample_dim(ds)}', names))"
-        )
     ids = ds["image_id"].values.astype(str)
     values = array.values
     if values.dtype.itemsize < 4:

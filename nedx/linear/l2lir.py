@@ -30,6 +30,7 @@ BLOCK_BYTES = 2**29
 
 _CONSTANT = 1e-8
 _UNITS = 2048
+_WHOLE = 1024
 _CENTRED = 1e-3
 _NEAR = 2e-7
 """Correlations in float32 that differ by less are compared again in float64."""
@@ -231,7 +232,9 @@ class L2LiRInputs:
         # Products with the inputs and strengths, which are sorted out as float64; the units in the
         # dtype they are read in; indices and weights.
         each = 24 * self.count + 16 * self.rows_needed + 16 * chosen
-        return max(1, min(_UNITS, memory // each))
+        width = max(1, min(_UNITS, memory // each))
+        # Blocks that are written to a store had better be whole chunks of it.
+        return width - width % _WHOLE if width > _WHOLE else width
 
     @cached_property
     def _sums(self) -> torch.Tensor:

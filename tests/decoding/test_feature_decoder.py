@@ -446,7 +446,11 @@ def of_others(factors):
         ({}, with_nan, "1 of 160 samples of 'sub-01' hold NaN or infinity, first those of 'set:"),
         ({}, with_time, "take no dimension 'time'"),
         ({}, without_labels, "no 'image_id'"),
-        ({}, of_others, "share no image: the responses are to 'other:000' and 39 others"),
+        (
+            {},
+            of_others,
+            "sub-01 and the features share no image: responses are to 'other:000' and 39",
+        ),
         ({"roi": "V4"}, responses, "sub-01: unknown ROI 'V4'.*V1"),
         ({"layers": ["conv9"]}, responses, "no features of the layer 'conv9'.*'conv'"),
         ({"alpha": -1.0}, responses, "alpha is -1.0; expected positive numbers"),
@@ -465,13 +469,15 @@ def test_bad_input_of_fits(factors, parameters, make, message):
 def test_bad_features(factors):
     true, ds = stimuli(factors), responses(factors)
     decoder = nedx.FeatureDecoder(n_voxels=5)
-    with pytest.raises(ModelError, match="12 of 40 images have no features of 'conv'"):
+    with pytest.raises(ModelError, match="12 of 40 images of sub-01 have no features"):
         decoder.fit(true.isel(image=slice(28)), ds)
     with pytest.raises(ModelError, match="have no 'image_id'"):
         decoder.fit(true.drop_vars("image_id"), ds)
     twice = true.assign_coords(image_id=("image", names(IMAGES)[np.arange(40) // 2]))
     with pytest.raises(ModelError, match="several features are of 'set:000'"):
         decoder.fit(twice, ds)
+    with pytest.raises(ModelError, match="are a Dataset, not ndarray"):
+        decoder.fit(true["feature_fc"].values, ds)
     with pytest.raises(ModelError, match="neither features nor pixels"):
         decoder.fit(ds, ds)
     true["feature_fc"][5, 2] = np.nan
