@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from nedx.decoding.networks.recipe import NetworkRecipe
 
+# A name is a group of a store, and never leads out of it.
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 Mode = Literal["in_subject", "leave_one_subject_out", "joint"]
 
 
@@ -24,7 +26,7 @@ class Member(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: str
+    network: Name
     subject: int = -1
 
 
@@ -78,7 +80,7 @@ class DecoderRecipe(BaseModel):
     modality: Literal["fmri", "eeg", "meg", "ieeg", "ephys"] | None = None
     species: str | None = None
     mode: Mode = "in_subject"
-    networks: tuple[str, ...] = ("all",)
+    networks: tuple[Name, ...] = ("all",)
     members: dict[str, Member] = Field(default_factory=dict)
     target: str | None = None
     selection: str = "not said"

@@ -282,7 +282,7 @@ def rewritten(place, change):
     path.write_text(json.dumps(held))
 
 
-@pytest.mark.parametrize("fault", ["recipe", "network", "code", "bytes", "nan"])
+@pytest.mark.parametrize("fault", ["recipe", "network", "code", "path", "bytes", "nan"])
 def test_a_hostile_or_broken_store_is_an_error_and_runs_nothing(tmp_path, fault):
     place = tmp_path / "decoder.zarr"
     decoder(subjects=("sub-01",)).to_zarr(place)
@@ -293,6 +293,8 @@ def test_a_hostile_or_broken_store_is_an_error_and_runs_nothing(tmp_path, fault)
         rewritten(place, lambda attrs: attrs["recipe"]["network"].update(n_outputs=9))
     elif fault == "code":
         rewritten(place, lambda attrs: attrs["recipe"]["network"].update(name="os:system"))
+    elif fault == "path":
+        rewritten(place, lambda attrs: attrs["recipe"].update(networks=["../../etc"]))
     elif fault == "bytes":
         chunk = place / "networks/sub-01/network.projection.residual.weight/c/0/0"
         content = bytearray(chunk.read_bytes())
