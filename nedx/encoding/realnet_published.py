@@ -97,6 +97,11 @@ def open_published(
     recipe = ReAlnetRecipe(**{**_PUBLISHED, **about}, architecture=architecture, backbone=backbone)
     names = np.array(list(states), dtype=object)
     labels = placed(_labels(names if several else names[0], channels, times))
+    return _kept(recipe, labels, states)
+
+
+def _kept(recipe: ReAlnetRecipe, labels: xr.Dataset, states: dict[str, State]) -> ReAlnetModel:
+    """Put networks where models are read from, and open them."""
     every = {f"{n}/{k}": v for n, state in states.items() for k, v in state.items()}
     place = keep_model(
         recipe, {"": labels}, every, lambda place: write_realnet(place, recipe, labels, states)

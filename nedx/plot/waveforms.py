@@ -68,22 +68,30 @@ def plot_waveforms(
     ax = axes_or_new(ax, (6.0, 3.4))
     times = measured[time].values
     ax.axhline(0, color="0.8", linewidth=0.8)
-    for label, (mean, error, guess) in lines.items():
-        r = _correlation(mean.values, guess.values)
-        (line,) = ax.plot(times, mean.values, label=f"{label} measured".strip())
-        ax.plot(
-            times,
-            guess.values,
-            color=line.get_color(),
-            linestyle="--",
-            label=f"{label} predicted, r = {r:.2f}".strip(),
-        )
-        if error is not None:
-            low, high = mean.values - error.values, mean.values + error.values
-            ax.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    for label, line in lines.items():
+        _draw(ax, times, label, *line)
     ax.set(xlabel=named(measured[time]), ylabel=named(measured), xlim=(times[0], times[-1]))
     ax.legend(frameon=False)
     return ax
+
+
+def _draw(
+    ax: Axes,
+    times: np.ndarray,
+    label: str,
+    mean: xr.DataArray,
+    error: xr.DataArray | None,
+    guess: xr.DataArray,
+) -> None:
+    """Draw one measured waveform, the band of its standard error, and the predicted one."""
+    (line,) = ax.plot(times, mean.values, label=f"{label} measured".strip())
+    colour = line.get_color()
+    r = _correlation(mean.values, guess.values)
+    said = f"{label} predicted, r = {r:.2f}".strip()
+    ax.plot(times, guess.values, color=colour, linestyle="--", label=said)
+    if error is not None:
+        low, high = mean.values - error.values, mean.values + error.values
+        ax.fill_between(times, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _chosen(ds: xr.Dataset, image: str | int | None, channel: Names | None) -> xr.Dataset:
