@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import xarray as xr
 
+from nedx.backbones.recipe import BackboneRecipe
 from nedx.compute.devices import check_device, resolve_device
 from nedx.conversion.base import BaseConverter
 from nedx.conversion.content_network import (
@@ -22,7 +23,8 @@ from nedx.conversion.sides import recipe_of, side_labels
 from nedx.conversion.storing import keep_converter
 from nedx.conversion.subjects import checked
 from nedx.conversion.training import Material
-from nedx.decoding.feature_decoder_layers import TrueFeatures, true_features
+from nedx.decoding.feature_decoder import FeatureDecoder
+from nedx.decoding.feature_decoder_layers import TrueFeatures, needed_images, true_features
 from nedx.decoding.feature_decoder_model import FeatureModel
 from nedx.decoding.samples import Responses, each_subject
 from nedx.errors import ModelError
@@ -37,6 +39,7 @@ class _Target:
 
     name: str
     layers: dict[str, xr.Dataset] = field(repr=False)
+    backbone: BackboneRecipe
     neuroid: str = "voxel"
     response_attrs: dict[str, Any] = field(default_factory=dict)
 
@@ -107,7 +110,9 @@ class ContentLossConverter(BaseConverter):
             ``response (image | trial[, repetition], <neuroid>)`` with ``image_id``, of one
             subject. Each repeat is a sample; images of the ``partition`` ``"test"`` are left out.
         features : Dataset
-            ``feature_<layer> (image, ...)`` or ``features (image, feature)``, with ``image_id``.
+            ``feature_<layer> (image, ...)`` or ``features (image, feature)``, with ``image_id``;
+            or ``pixels``, of which features are computed with the decoder's network (VGG19, where
+            it says none).
         labels : Dataset, optional
             Responses of the target, whose labels of neuroids converted responses then carry; they
             are not read.
@@ -143,9 +148,13 @@ class ContentLossConverter(BaseConverter):
         material = Material({name: ds})
         rows = material.rows[name]
         images = list(dict.fromkeys(rows.image.tolist()))
-        with true_features(features, None, list(target.layers), self.device) as truth:
+        needed = needed_images(features, {name: images})
+        with true_features(needed, target.backbone, list(target.layers), self.device) as truth:
             layers = _weighed(
-                [_layer(layer, own, truth[layer], images) for layer, own in target.layers.items()]
+                [
+                    _layer(layer, own, truth.get(layer), images)
+                    for layer, own in target.layers.items()
+                ]
             )
             source_values = material.alone(name, rows).values
             place = {image: i for i, image in enumerate(images)}
@@ -197,12 +206,15 @@ class ContentLossConverter(BaseConverter):
 def _target(decoder: Any, layers: Sequence[str] | None) -> _Target:
     """Return the weights of each layer of a decoder, in whatever form it is given."""
     decoder = getattr(decoder, "model_", decoder)
+    usual = FeatureDecoder().recipe
     if isinstance(decoder, FeatureModel):
         wanted = decoder.layers if layers is None else tuple(layers)
         found = {layer: decoder.weights(layer) for layer in wanted}
         recipe = decoder.recipe
         attrs = {k: getattr(recipe, k) for k in _ALIKE if getattr(recipe, k) is not None}
-        return _checked(_Target(decoder.subjects[0], found, recipe.neuroid, attrs))
+        return _checked(
+            _Target(decoder.subjects[0], found, recipe.backbone or usual, recipe.neuroid, attrs)
+        )
     if isinstance(decoder, xr.DataTree):
         decoder = {str(k): child.to_dataset() for k, child in decoder.children.items()}
     if not isinstance(decoder, Mapping) or not decoder:
@@ -215,7 +227,7 @@ def _target(decoder: Any, layers: Sequence[str] | None) -> _Target:
         raise ModelError(f"the decoder has no layer {lacking[0]!r}, only {', '.join(decoder)}")
     found = {layer: decoder[layer] for layer in layers or decoder}
     name = next(iter(found.values())).attrs.get("subject", "target")
-    return _checked(_Target(subject_label(str(name)), found))
+    return _checked(_Target(subject_label(str(name)), found, usual))
 
 
 def _checked(target: _Target) -> _Target:
@@ -232,9 +244,11 @@ def _checked(target: _Target) -> _Target:
 
 
 def _layer(
-    layer: str, decoder: xr.Dataset, truth: TrueFeatures, images: Sequence[str]
+    layer: str, decoder: xr.Dataset, truth: TrueFeatures | None, images: Sequence[str]
 ) -> LayerTarget:
-    values = truth.of_images(images, layer)
+    if truth is None:
+        raise ModelError(f"there are no features of the layer {layer!r} that the decoder has")
+    values = truth.of_images(images)
     units = decoder.sizes["unit"]
     if values.shape[1] != units:
         raise ModelError(

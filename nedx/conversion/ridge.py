@@ -43,7 +43,7 @@ class Gram:
         self.on_cpu = device == "cpu"
         self.x: Any = np.ascontiguousarray(x) if self.on_cpu else _tensor(x, device)
         self.by_row = x.shape[0] <= x.shape[1] + 1
-        self.matrix = self.x @ self.x.T if self.by_row else self.x.T @ self.x
+        self.matrix: Any = self.x @ self.x.T if self.by_row else self.x.T @ self.x
         self._inverse: tuple[float, Any] | None = None
 
     def solve(self, y: np.ndarray, alpha: float) -> np.ndarray:

@@ -93,7 +93,7 @@ def test_the_content_network_is_that_of_torch_modules():
 def test_content_faults_are_told_first(decoded):
     source, features, decoder, target, _ = decoded
     make = nedx.ContentLossConverter
-    with pytest.raises(ModelError, match="share no image"):
+    with pytest.raises(ModelError, match="sub-01 and the features share no image"):
         make(decoder).fit(source, features.isel(image=slice(120, None)))
     narrow = features.isel(fc_unit=slice(4))
     with pytest.raises(ModelError, match="4 units, the decoder 6: they are of another network"):
