@@ -194,9 +194,12 @@ def _in_threads(
                 for future in done:
                     yield future.result()
                 running |= {submit(task) for task in islice(tasks, len(done))}
-        finally:
-            for future in running:
-                future.cancel()
+        except BaseException as error:
+            # A block that fails stops no other that was begun; an interruption stops those in line.
+            if not isinstance(error, Exception):
+                for future in running:
+                    future.cancel()
+            raise
 
 
 def _on_cluster(

@@ -25,6 +25,7 @@ from nedx.store.location import Location
 from nedx.store.running import run_blocks
 from nedx.store.verifying import verify
 from nedx.store.writing import BlockWriter, to_zarr
+from tests.signals import heed_interruptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +55,9 @@ to_zarr(ds, sys.argv[1], layout=layout, recipe="r", resume=True)
 def _start(place, log, seconds):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", textwrap.dedent(JOB), str(place), str(log), str(seconds)]
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interruptions
+    )
 
 
 def _wait_for(condition, seconds=60):

@@ -18,6 +18,7 @@ import pytest
 import nedx
 from nedx.errors import BlockClaimedError, StoreError
 from nedx.synthesis import clusters, finalize, local_cluster, run, status, verify
+from tests.signals import heed_interruptions
 from tests.synthesis.conftest import store_bytes
 
 distributed = pytest.importorskip("distributed")
@@ -50,6 +51,7 @@ def _start(tmp_path, place, part="", workers=1, rest=0.0):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interruptions,
     )
 
 
