@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from nedx.errors import ModelError
 
 _KNOWN = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _slots: dict[str, threading.Semaphore] = {}
 _guard = threading.Lock()
+# The number of threads of a product, and of each task that now takes a single one.
+_lone: list[int] = []
 
 
 def check_device(device: str) -> str:
@@ -69,3 +73,32 @@ def forward_slot(device: str) -> threading.Semaphore:
     """
     with _guard:
         return _slots.setdefault(device, threading.Semaphore(1))
+
+
+@contextmanager
+def many_tasks(device: str) -> Iterator[None]:
+    """Hold what a task takes that is one of many: a slot of a GPU, or one core of the processor.
+
+    In a thread of dask others work beside it, and read meanwhile: products that take all cores
+    wait for those that are read on. Alone, in the main thread, a task takes all of them.
+    """
+    import torch
+
+    if device != "cpu" or threading.current_thread() is threading.main_thread():
+        with forward_slot(device):
+            yield
+        return
+    with _guard:
+        # While any such task runs, threads that are new to torch would begin with its one core.
+        if not _lone:
+            _lone.append(torch.get_num_threads())
+        _lone.append(1)
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _guard:
+            _lone.pop()
+            torch.set_num_threads(_lone[0])
+            if len(_lone) == 1:
+                _lone.clear()

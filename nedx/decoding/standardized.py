@@ -29,7 +29,7 @@ class Standardized(nn.Module):
 
     def standardize(self, x: torch.Tensor) -> torch.Tensor:
         """Return responses (n, channel, time) as the network takes them."""
-        return (x - self.mean) / self.scale
+        return (x - self.mean).div_(self.scale)
 
     def forward(self, x: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
         """Return embeddings (n, feature) of (n, channel, time) and subjects (n,)."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nedx.compute.devices import forward_slot, resolve_device
+from nedx.compute.devices import forward_slot, many_tasks, resolve_device
 from nedx.metrics.similarity import (
     Queries,
     Similarity,
@@ -110,7 +110,7 @@ def search(
 
     device = resolve_device(device)
     found = Matches.nothing(len(queries), k)
-    with forward_slot(device), torch.inference_mode():
+    with many_tasks(device), torch.inference_mode():
         rough = multiplies_bfloat16(device) if rough is None else rough
         asked = Queries.of(queries, truth, similarity, device, rough=rough)
         parts = [slice(at, at + _QUERIES) for at in range(0, len(queries), _QUERIES)]

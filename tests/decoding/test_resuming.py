@@ -158,7 +158,7 @@ print((peak_kib() - before) // 1024)
 @needs_proc
 def test_memory_does_not_grow_with_the_number_of_trials(tmp_path):
     taken = []
-    for count in (600, 3000):
+    for count in (3000, 9000):
         values = da.random.default_rng(0).normal(size=(count, 24, 300), chunks=(100, 24, 300))
         ds = xr.Dataset(
             {"response": (("image", "channel", "time"), values.astype("f2"), {"units": "uV"})},
@@ -172,5 +172,5 @@ def test_memory_does_not_grow_with_the_number_of_trials(tmp_path):
         nedx.to_zarr(ds, tmp_path / f"{count}.zarr", dtype="float16")
         out, _ = run(MEMORY, tmp_path / f"{count}.zarr").communicate()
         taken.append(int(out))
-    # As float32 the larger set takes 69 MB more.
+    # As float32 the larger set takes 173 MB more, as the float16 that is kept 86.
     assert taken[1] - taken[0] < 25, taken
