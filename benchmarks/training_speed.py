@@ -85,7 +85,8 @@ class Case:
         self.size, self.precision, self.device = size, precision, torch.device(device)
         rows = {str(name): i for i, name in enumerate(ds["image_id"].values)}
         ((name, one),) = by_subject(ds).items()
-        self.stream = Stream([paired(name, one, rows, average=True)[0]], size, average=True)
+        samples = paired(name, one, rows, average=True)[0]
+        self.stream = Stream([samples], size, average=True, ahead=device != "cpu")
         self.count = self.stream.items // size * size
         settings = checked_settings({**SETTINGS, "batch_size": size, "precision": precision})
         self.training = Training(

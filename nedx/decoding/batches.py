@@ -84,6 +84,9 @@ class Stream:
     average : bool or int
         Of the repetitions of an image: whether they are averaged, or how many, drawn anew each
         time; with False each is a sample of its own.
+    ahead : bool
+        Whether to read while the caller computes. That helps where a GPU computes; a processor
+        that reads while all its cores multiply is slower than one that does either by turns.
     """
 
     def __init__(
@@ -91,8 +94,11 @@ class Stream:
         sources: Sequence[Samples],
         batch_size: int,
         average: bool | int,  # noqa: FBT001
+        *,
+        ahead: bool = True,
     ):
         self._sources, self._batch_size = list(sources), batch_size
+        self._made = _ahead if ahead else _by_turns
         fewest, repetitions = (
             f(source.repetitions for source in self._sources) for f in (min, max)
         )
@@ -120,7 +126,7 @@ class Stream:
         With it a batch has ``batch_size`` samples; what is left of them in the end is left out,
         unless there are no others.
         """
-        yield from _ahead(self._drawn(rng), 2)
+        yield from self._made(self._drawn(rng), 2)
 
     def summary(self) -> Summary:
         """Read all samples once.
@@ -206,7 +212,7 @@ class Stream:
 
     def _windows(self, rng: np.random.Generator | None) -> Iterator[_Window]:
         if self._row_bytes * self.samples > HELD_BYTES:
-            yield from _ahead(self._grouped(rng), 1)
+            yield from self._made(self._grouped(rng), 1)
             return
         if self._held is None:
             (self._held,) = self._grouped(None, at_once=True)
@@ -260,6 +266,10 @@ def _joined(windows: Sequence[_Window]) -> _Window:
         np.concatenate([window.subject for window in windows]),
         np.concatenate([window.target for window in windows]),
     )
+
+
+def _by_turns(items: Iterator[Made], _: int) -> Iterator[Made]:
+    return items
 
 
 def _ahead(items: Iterator[Made], count: int) -> Iterator[Made]:

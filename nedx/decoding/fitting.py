@@ -151,9 +151,11 @@ def _train(job: Job) -> Trained:
 
 def _streams(job: Job) -> list[Stream]:
     """Return what is trained on, and what the epoch is chosen by, if anything."""
-    size = job.settings.batch_size
-    streams = [Stream(job.training, size, job.settings.average_trials)]
-    return [*streams, Stream(job.validation, size, average=True)] if job.validation else streams
+    size, ahead = job.settings.batch_size, resolve_device(job.device) != "cpu"
+    streams = [Stream(job.training, size, job.settings.average_trials, ahead=ahead)]
+    if job.validation:
+        streams.append(Stream(job.validation, size, average=True, ahead=ahead))
+    return streams
 
 
 def _start(job: Job, summary: Summary, stream: Stream) -> Training:
