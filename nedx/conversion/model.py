@@ -16,6 +16,7 @@ from nedx.encoding.storing import write_whole
 from nedx.errors import SelectionError, close_matches
 from nedx.schema import subject_label
 from nedx.selection import Subjects
+from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
 
@@ -66,8 +67,7 @@ class Converter:
         for role, wanted in (("source", source), ("target", subject)):
             if wanted is None:
                 continue
-            one = isinstance(wanted, str | int | np.integer)
-            labels = [subject_label(s) for s in ([wanted] if one else wanted)]  # type: ignore
+            labels = listed_subjects(wanted)
             there = {getattr(pair, role) for pair in kept}
             for label in labels:
                 if label not in there:

@@ -21,8 +21,8 @@ from nedx.decoding.feature_decoder_storing import (
 from nedx.encoding.loading import Head, group_of
 from nedx.encoding.storing import write_whole
 from nedx.errors import ModelError, SelectionError, close_matches
-from nedx.schema import subject_label
 from nedx.selection import Names, Subjects
+from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
 
@@ -93,8 +93,7 @@ class FeatureModel:
         """
         changes: dict[str, object] = {}
         if subject is not None:
-            one = isinstance(subject, str | int | np.integer)
-            labels = [subject_label(s) for s in ([subject] if one else subject)]  # type: ignore
+            labels = listed_subjects(subject)
             changes["subjects"] = _chosen("subject", labels, self.recipe.subjects)
         if layer is not None:
             changes["layers"] = _chosen("layer", _listed(layer), self.recipe.layers)

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
 
 from nedx.compute.references import ModelRef
@@ -15,8 +14,8 @@ from nedx.decoding.storing import LOADER, write_decoder
 from nedx.encoding.network_storing import State, hash_states, keep, read_state
 from nedx.encoding.storing import hash_variables
 from nedx.errors import ModelError, SelectionError, close_matches
-from nedx.schema import subject_label
 from nedx.selection import Subjects
+from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
 
@@ -171,8 +170,7 @@ class NeuralDecoder:
         """
         if subject is None:
             return self
-        one = isinstance(subject, str | int | np.integer)
-        labels = [subject_label(s) for s in ([subject] if one else subject)]  # type: ignore
+        labels = listed_subjects(subject)
         members = self.recipe.members
         for label in labels:
             if label not in members:
