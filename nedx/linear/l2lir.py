@@ -10,9 +10,11 @@ and Shen et al. 2019 (PLOS Computational Biology 15:e1006633).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,10 +143,12 @@ def fit_l2lir(
 
 def check_penalty(alpha: float, n_features: int | None) -> None:
     """Refuse a penalty or a number of inputs that cannot be."""
-    if not alpha > 0:
+    if not 0 < alpha < math.inf:
         raise ModelError(f"alpha is {alpha!r}; expected a positive number")
-    if n_features is not None and n_features < 1:
-        raise ModelError(f"n_features is {n_features}; type a number from 1, or None for all")
+    if n_features is not None and (not isinstance(n_features, Integral) or n_features < 1):
+        raise ModelError(
+            f"n_features is {n_features!r}; type a whole number from 1, or None for all"
+        )
 
 
 class L2LiRInputs:
@@ -178,12 +182,17 @@ class L2LiRInputs:
         import torch
 
         self._dtype, self._place = np.dtype(dtype), resolve_device(device)
-        values = Matrix(x, "inputs", self._dtype, self._place).whole()
+        inputs = Matrix(x, "inputs", self._dtype, self._place)
+        if not inputs.shape[0]:
+            raise ModelError("inputs are of no samples: select some")
+        values = inputs.whole()
         self.samples, self.count = values.shape
         if rows is not None and len(rows) != self.samples:
             raise ModelError(f"there are {len(rows)} rows of units for {self.samples} samples")
         if rows is not None and rows.dtype.kind not in "iu":
             raise ModelError(f"rows are {rows.dtype}, expected whole numbers")
+        if rows is not None and rows.min() < 0:
+            raise ModelError(f"rows begin at {rows.min()}, expected numbers from 0")
         self._rows = None if rows is None else torch.as_tensor(rows, device=self._place).long()
         self._x = torch.cat([values, values.new_ones(len(values), 1)], 1)
         self._mean = values.mean(0, dtype=torch.float64)
@@ -213,12 +222,27 @@ class L2LiRInputs:
             yield part, self.fit(units.columns(part).whole(), alpha, n_features)
 
     def fit(self, y: torch.Tensor, alpha: float, n_features: int | None) -> L2LiRFit:
-        """Fit the units of one block, a tensor (row, unit) of this dtype."""
+        """Fit the units of one block, a tensor (row, unit) of this dtype.
+
+        Raises
+        ------
+        ModelError
+            If the penalty is lost in the rounding of this dtype.
+        """
+        import torch
+
         y = y.to(self._place)
-        if n_features is None or n_features >= self.count:
-            index, weights = self._with_all(y, alpha)
-        else:
-            index, weights = self._with_chosen(y, alpha, n_features)
+        try:
+            if n_features is None or n_features >= self.count:
+                index, weights = self._with_all(y, alpha)
+            else:
+                index, weights = self._with_chosen(y, alpha, n_features)
+        except torch.linalg.LinAlgError as error:
+            raise ModelError(
+                f"alpha {alpha:g} is too small for these inputs in {self._dtype}: the Gram matrix "
+                "cannot be factorised. Standardise the inputs, or type a larger alpha; float64 "
+                "holds smaller ones"
+            ) from error
         return L2LiRFit(index, weights[:, :-1], weights[:, -1], self.count)
 
     @cached_property

@@ -194,12 +194,16 @@ def test_chunks_do_not_matter(rows, columns, count):
     ("changes", "message"),
     [
         ({"alpha": 0}, "alpha is 0"),
+        ({"alpha": np.inf}, "alpha is inf"),
         ({"n_features": 0}, "n_features is 0"),
+        ({"n_features": 20.0}, "n_features is 20.0; type a whole number"),
+        ({"x": np.ones((0, 4)), "y": np.ones((0, 2))}, "inputs are of no samples"),
         ({"y": np.ones((89, 2))}, "90 samples, units 89"),
         ({"x": np.full((90, 4), np.nan)}, "inputs hold NaN"),
         ({"y": np.full((90, 4), np.inf)}, "units hold NaN or infinity"),
         ({"rows": np.zeros(89, int)}, "89 rows of units for 90 samples"),
         ({"rows": np.zeros(90)}, "rows are float64, expected whole numbers"),
+        ({"rows": np.arange(90) - 1}, "rows begin at -1"),
         ({"rows": np.arange(90) // 2}, "45 samples, units 90"),
     ],
 )
@@ -209,3 +213,12 @@ def test_bad_input(changes, message):
         fit_l2lir(**{"x": x, "y": y, **changes})
     with pytest.raises(ModelError, match="3 inputs were given"):
         fit_l2lir(x, y).predict(x[:, :3])
+
+
+@pytest.mark.parametrize("count", [None, 45, 30])
+def test_a_penalty_that_is_lost_in_rounding_is_told(count):
+    """Raw scanner units in float32: products of 1e8 leave nothing of a penalty of 1e-3."""
+    x, y = data(samples=40, inputs=50)
+    raw = (10_000 + x[:, :1] * 1e-3 + np.zeros_like(x)).astype(np.float32)
+    with pytest.raises(ModelError, match=r"alpha 0\.001 is too small .* in float32"):
+        fit_l2lir(raw, y.astype(np.float32), 1e-3, count)
