@@ -11,7 +11,7 @@ import xarray as xr
 
 from nedx.errors import SchemaError, close_matches
 from nedx.metrics.repeats import labels_of
-from nedx.schema import sample_dim
+from nedx.schema import role_dim, sample_dim
 
 Features: TypeAlias = xr.DataArray | xr.Dataset
 Statistics: TypeAlias = tuple[Features, Features]
@@ -24,6 +24,8 @@ _KEPT = (
     *("model", "subject", "source", "target", "pair", "roi", "layer"),
     *("repetition", "time", "fold", "split"),
 )
+_SAMPLES = ("image", "trial")
+_AXES = ("channel", "y", "x")
 _NAMES = ("true", "predicted")
 _NAME_THEM = "type .assign_coords(image_id=...)"
 _WHAT = ("true features", "means", "standard deviations")
@@ -90,7 +92,7 @@ def by_layer(
     compare : callable
         ``compare(true, predicted, *others)`` of one layer.
     true, predicted, *others
-        As `layers_of` takes them.
+        As `layers_of` takes them; units of a named layer flat in one and in space in another.
 
     Returns
     -------
@@ -113,10 +115,40 @@ def by_layer(
     ]
     if faults:
         raise SchemaError("what is compared", faults)
-    return {
-        name: compare(there[0][name], array, *(layers[name] for layers in there[1:]))
-        for name, array in wanted.items()
-    }
+    found = {}
+    for name, array in wanted.items():
+        one, *rest = (layers[name] for layers in there)
+        # An array without a name may be of anything.
+        each = [one, array, *rest] if name is None else _alike([one, array, *rest])
+        found[name] = compare(*each)
+    return found
+
+
+def _alike(arrays: Sequence[xr.DataArray]) -> Sequence[xr.DataArray]:
+    """Lay the units of one layer flat (C order) in all, where some hold them flat already.
+
+    Features that are computed of images are flat, those that are decoded lie in space.
+    """
+    units = [in_order(_own_dims(array)) for array in arrays]
+    widths = {int(np.prod([a.sizes[d] for d in u])) for a, u in zip(arrays, units, strict=True)}
+    if len({frozenset(dims) for dims in units}) == 1 or len(widths) > 1:
+        return arrays
+    if min(map(len, units)) != 1:
+        return arrays
+    return [unit_last(array, dims) for array, dims in zip(arrays, units, strict=True)]
+
+
+def _own_dims(array: xr.DataArray) -> list[str]:
+    samples = (*_SAMPLES, *(role_dim(array, role) for role in ("stimulus", "trial")))
+    return [str(dim) for dim in array.dims if dim not in (*samples, *_KEPT)]
+
+
+def in_order(dims: Sequence[str]) -> list[str]:
+    """Return the dims of units with those in space as channel, y, x, by what they end with."""
+    ends = [dim.rpartition("_")[2] for dim in dims]
+    if not {*ends} <= {*_AXES}:
+        return list(dims)
+    return sorted(dims, key=lambda dim: _AXES.index(dim.rpartition("_")[2]))
 
 
 def _one_layer(layers: Mapping[str | None, xr.DataArray]) -> dict[str | None, xr.DataArray]:
@@ -310,7 +342,7 @@ def unit_dims(
     SchemaError
         If there are none, or one of them is absent from one of the two.
     """
-    taken = {sample_dim(true), sample_dim(predicted), "image", "trial"}
+    taken = {sample_dim(true), sample_dim(predicted), *_SAMPLES}
     found = [str(dim) for dim in true.dims if dim in predicted.dims and dim not in taken]
     wanted = [dim for dim in found if dim not in _KEPT]
     if over is not None:

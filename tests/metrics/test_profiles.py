@@ -244,6 +244,28 @@ def test_what_does_not_fit_is_named():
         pattern_correlation(true, decoded, standardize=statistics)
 
 
+def test_true_features_may_be_flat_as_they_are_computed_of_images():
+    true, decoded = layers()
+    decoded = decoded.rename(
+        {f"conv1_unit_{axis}": f"conv1_{name}" for axis, name in enumerate(("channel", "y", "x"))}
+    )
+    arrays = [true[f"feature_{name}"].values.reshape(12, -1) for name in SHAPES]
+    names = np.repeat(np.array(list(SHAPES), dtype=object), [a.shape[1] for a in arrays])
+    flat = named(np.concatenate(arrays, axis=1), ["image", "feature"], layer=("feature", names))
+    flat = flat.to_dataset(name="features")
+    turned = decoded.transpose("conv1_x", "subject", "conv1_y", ...)
+    wanted = profile_correlation(*layers())
+    for predicted in (decoded, turned):
+        found = profile_correlation(flat, predicted)
+        np.testing.assert_allclose(found.transpose(*wanted.dims), wanted, atol=1e-12)
+        assert found.layer.values.tolist() == names.tolist()
+    patterns_of = pattern_correlation(true, layers()[1], standardize=training_statistics(true))
+    found = pattern_correlation(flat, decoded, standardize=training_statistics(flat))
+    np.testing.assert_allclose(found.transpose(*patterns_of.dims), patterns_of, atol=1e-12)
+    with pytest.raises(SchemaError, match="no units"):
+        profile_correlation(flat.isel(feature=slice(1, None)), decoded)
+
+
 def test_arrays_without_names_are_of_the_same_images_or_refused():
     true, decoded = (a.drop_vars("image_id") for a in layer())
     assert profile_correlation(true, decoded).sizes["subject"] == 2

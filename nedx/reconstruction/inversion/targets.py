@@ -10,12 +10,11 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import ModelError, SchemaError
-from nedx.metrics.layers import in_chunks, layers_of, unit_dims
+from nedx.metrics.layers import in_chunks, in_order, layers_of, unit_dims
 from nedx.reconstruction.inversion.scaling import FeatureScaling, scale_features
 from nedx.schema import sample_dim
 
 ROW = "inverted_unit"
-_AXES = ("channel", "y", "x")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -102,11 +101,7 @@ def _found(ds: xr.Dataset, shapes: Shapes) -> dict[str, xr.DataArray]:
 
 
 def _units(array: xr.DataArray) -> list[str]:
-    dims = unit_dims(array, array, None)
-    ends = [dim.rpartition("_")[2] for dim in dims]
-    if {*ends} <= {*_AXES}:
-        dims = sorted(dims, key=lambda dim: _AXES.index(dim.rpartition("_")[2]))
-    return dims
+    return in_order(unit_dims(array, array, None))
 
 
 def _check_shapes(
