@@ -11,12 +11,13 @@ import xarray as xr
 from nedx.compute.references import ModelRef
 from nedx.decoding.recipe import DecoderRecipe, Member
 from nedx.decoding.storing import LOADER, write_decoder
-from nedx.encoding.network_storing import State, hash_states, keep, read_state
+from nedx.encoding.network_storing import State, hash_states, read_state
 from nedx.encoding.storing import hash_variables
 from nedx.errors import ModelError, SelectionError, close_matches
 from nedx.selection import Subjects
 from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
+from nedx.store.models import keep
 
 
 class NeuralDecoder:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
-from pydantic import ValidationError
 
 from nedx.compute.references import ModelRef
 from nedx.decoding.recipe import DecoderRecipe
 from nedx.encoding.network_storing import NETWORKS, State, hash_states, read_state, write_networks
-from nedx.encoding.opening import open_labels
 from nedx.errors import ModelError
 from nedx.store.location import Location
+from nedx.store.models import open_labels, stored_recipe
 
 if TYPE_CHECKING:
     from nedx.decoding.model import NeuralDecoder
@@ -128,12 +127,6 @@ def open_decoder(location: Location, attrs: Mapping[str, Any]) -> NeuralDecoder:
     """
     from nedx.decoding.model import NeuralDecoder
 
-    try:
-        recipe = DecoderRecipe.model_validate(attrs["recipe"])
-        sha256 = str(attrs["weights_sha256"])
-    except (ValidationError, KeyError) as error:
-        raise ModelError(
-            f"the recipe of the decoder at {location.url} is not valid: {error}"
-        ) from error
+    recipe, sha256 = stored_recipe(DecoderRecipe, location, attrs, "decoder")
     ref = ModelRef(LOADER, location, recipe.model_dump_json(), sha256)
-    return NeuralDecoder._opened(recipe, ref, open_labels(location, "", heavy=()))
+    return NeuralDecoder._opened(recipe, ref, open_labels(location, ""))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,9 @@ import zarr
 from nedx.compute.references import ModelRef, Positions
 from nedx.encoding.loading import Head, group_of, read_array
 from nedx.encoding.recipe import EncoderRecipe
-from nedx.encoding.storing import COMPRESSORS, storable_labels, write_whole
 from nedx.errors import CorruptStoreError
-from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
-from nedx.store.manifest import MANIFEST, Manifest, RecordingStore
+from nedx.store.models import ModelWriter, create_array, write_whole
 
 if TYPE_CHECKING:
     from nedx.backbones.gnet import GNet
@@ -161,34 +157,22 @@ def write_fwrf(
     names = [hash_arrays(state) for state in trunks]
 
     def write(location: Location) -> None:
-        store = RecordingStore(location.zarr_store(read_only=False))
-        with warnings.catch_warnings():
-            # Zarr says of consolidated metadata and of strings that v3 does not specify them yet.
-            warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-            root = zarr.create_group(store, zarr_format=3)
-            for name, state in zip(names, trunks, strict=True):
-                _write_trunk(root.require_group(TRUNKS), name, state)
-            hashes = list(names)
-            for subject, (labels, heads) in members.items():
-                hashes += _write_heads(root.require_group(subject), labels.sizes["voxel"], heads)
-                storable_labels(labels, list(heads[0])).to_zarr(
-                    store, group=subject, mode="a", zarr_format=3, consolidated=False
-                )
-            root.attrs.put(
-                {
-                    "nedx_kind": "model",
-                    "nedx_schema_version": SCHEMA_VERSION,
-                    "nedx_status": "complete",
-                    "model_type": model_type,
-                    **(about or {}),
-                    "recipe": json.loads(recipe.model_dump_json()),
-                    "members": list(members),
-                    TRUNKS: names,
-                    "weights_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
-                }
-            )
-            zarr.consolidate_metadata(store, zarr_format=3)
-        location.write(MANIFEST, Manifest(store.written).to_bytes())
+        writer = ModelWriter(location)
+        for name, state in zip(names, trunks, strict=True):
+            _write_trunk(writer.root.require_group(TRUNKS), name, state)
+        hashes = list(names)
+        for subject, (labels, heads) in members.items():
+            group = writer.root.require_group(subject)
+            hashes += _write_heads(group, labels.sizes["voxel"], heads)
+            writer.labels(labels, subject, list(heads[0]))
+        writer.finish(
+            recipe,
+            model_type=model_type,
+            **(about or {}),
+            members=list(members),
+            **{TRUNKS: names},
+            weights_sha256=hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        )
 
     return write_whole(place, write)
 
@@ -211,14 +195,13 @@ def _write_heads(
     for name in heads[0]:
         tail = heads[0][name].shape[1:]
         step = max(1, min(_VOXELS_PER_CHUNK if tail else count, count))
-        arrays[name] = group.create_array(
+        arrays[name] = create_array(
+            group,
             name,
-            shape=(count, *tail),
-            dtype="float32",
+            (count, *tail),
+            "float32",
             chunks=(step, *tail),
-            compressors=COMPRESSORS,
-            dimension_names=("voxel", *(f"{name}_{axis}" for axis in range(len(tail)))),
-            config={"write_empty_chunks": True},
+            dims=("voxel", *(f"{name}_{axis}" for axis in range(len(tail)))),
         )
     start = 0
     for head in heads:

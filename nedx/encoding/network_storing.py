@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,14 +11,12 @@ import zarr
 from pydantic import BaseModel
 
 from nedx.compute.references import ModelRef
-from nedx.config import cache_dir
 from nedx.encoding.fwrf_store import hash_arrays
-from nedx.encoding.storing import COMPRESSORS, storable_labels, write_whole
-from nedx.errors import CorruptStoreError, ModelError, StoreExistsError
-from nedx.schema import SCHEMA_VERSION
+from nedx.errors import CorruptStoreError, ModelError
 from nedx.store.guard import GuardedStore
 from nedx.store.location import Location
-from nedx.store.manifest import MANIFEST, Manifest, RecordingStore
+from nedx.store.models import ModelWriter, create_array, write_whole
+from nedx.store.models import keep as keep
 
 State = dict[str, np.ndarray]
 """The tensors of a network by name."""
@@ -68,26 +61,13 @@ def write_networks(
     """
 
     def write(location: Location) -> None:
-        store = RecordingStore(location.zarr_store(read_only=False))
-        with warnings.catch_warnings():
-            # Zarr says of consolidated metadata and of strings that v3 does not specify them yet.
-            warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-            root = zarr.create_group(store, zarr_format=3)
-            for group, state in states.items():
-                _write_state(root.require_group(group), state)
-            storable_labels(known).to_zarr(store, mode="a", zarr_format=3, consolidated=False)
-            root.attrs.put(
-                {
-                    "nedx_kind": "model",
-                    "nedx_schema_version": SCHEMA_VERSION,
-                    "nedx_status": "complete",
-                    "model_type": model_type,
-                    "recipe": json.loads(recipe.model_dump_json()),
-                    "weights_sha256": weights_sha256,
-                }
-            )
-            zarr.consolidate_metadata(store, zarr_format=3)
-        location.write(MANIFEST, Manifest(store.written).to_bytes())
+        writer = ModelWriter(location)
+        for group, state in states.items():
+            into = writer.root.require_group(group)
+            for key, values in state.items():
+                create_array(into, key, values.shape, values.dtype)[...] = values
+        writer.labels(known)
+        writer.finish(recipe, model_type=model_type, weights_sha256=weights_sha256)
 
     return write_whole(place, write)
 
@@ -128,43 +108,3 @@ def read_network(ref: ModelRef, path: str) -> State:
             raise ModelError(f"the weights {key!r} of {path!r} hold NaN or infinite values")
         state[key] = values
     return state
-
-
-def keep(identity: str, write: Callable[[Location], object]) -> Location:
-    """Put a model into the cache, where it stays until written elsewhere.
-
-    Parameters
-    ----------
-    identity : str
-        What decides all that is written.
-    write : callable (Location)
-        Writes it, where it is not there yet.
-
-    Returns
-    -------
-    Location
-    """
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    place = Location.of(cache_dir() / "models" / digest)
-    if not place.exists("zarr.json"):
-        os.makedirs(os.path.dirname(place.url), exist_ok=True)
-        try:
-            write(place)
-        except (StoreExistsError, OSError):
-            # Another process may have been faster.
-            if not place.exists("zarr.json"):
-                raise
-    return place
-
-
-def _write_state(group: zarr.Group, state: Mapping[str, Any]) -> None:
-    for key, values in state.items():
-        array = group.create_array(
-            key,
-            shape=values.shape,
-            dtype=values.dtype,
-            chunks=tuple(max(1, size) for size in values.shape),
-            compressors=COMPRESSORS,
-            config={"write_empty_chunks": True},
-        )
-        array[...] = values

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from pydantic import ValidationError
 
 from nedx.compute.references import ModelRef
 from nedx.encoding.loading import LOADER
@@ -16,9 +14,8 @@ from nedx.encoding.model import LinearEncoder, lazy_weights
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.storing import HEAVY
 from nedx.encoding.weights import ROOT
-from nedx.errors import IncompleteStoreError, ModelError, StoreError
-from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
+from nedx.store.models import open_labels, open_root, stored_recipe
 
 
 def open_model(location: Location) -> Any:
@@ -37,8 +34,7 @@ def open_model(location: Location) -> Any:
     ModelError
         If it is no model.
     """
-    root = _open_group(location)
-    _check(location, dict(root.attrs))
+    root = open_root(location)
     if root.attrs.get("model_type") == "diffusion_prior":
         from nedx.reconstruction.prior_store import PriorModel
 
@@ -63,7 +59,7 @@ def open_model(location: Location) -> Any:
         from nedx.encoding.realnet_store import open_realnet
 
         return open_realnet(location, dict(root.attrs))
-    recipe = _recipe(location, dict(root.attrs))
+    recipe, _ = stored_recipe(EncoderRecipe, location, dict(root.attrs))
     if root.attrs.get("model_type") == "fwrf":
         from nedx.encoding.fwrf_model import open_fwrf
 
@@ -77,82 +73,18 @@ def open_model(location: Location) -> Any:
 
 def open_linear(location: Location) -> LinearEncoder:
     """Open a linear encoding model; as `open_model`."""
-    root = _open_group(location)
-    _check(location, dict(root.attrs))
-    return _linear(location, root, _recipe(location, dict(root.attrs)))
-
-
-def _recipe(location: Location, attrs: dict[str, Any]) -> EncoderRecipe:
-    try:
-        return EncoderRecipe.model_validate(attrs["recipe"])
-    except (ValidationError, KeyError) as error:
-        raise ModelError(
-            f"the recipe of the model at {location.url} is not valid: {error}"
-        ) from error
+    root = open_root(location)
+    return _linear(location, root, stored_recipe(EncoderRecipe, location, dict(root.attrs))[0])
 
 
 def _linear(location: Location, root: zarr.Group, recipe: EncoderRecipe) -> LinearEncoder:
     attrs: dict[str, Any] = dict(root.attrs)
     canonical = recipe.model_dump_json()
     ref = ModelRef(LOADER, location, canonical, str(attrs["weights_sha256"]))
-    groups = {
-        name: open_labels(location, name) for name in dict.fromkeys((ROOT, *attrs["members"]))
-    }
+    names = dict.fromkeys((ROOT, *attrs["members"]))
+    groups = {name: open_labels(location, name, HEAVY) for name in names}
     opened = {name: _with_weights(ref, root, name, ds) for name, ds in groups.items()}
     return LinearEncoder._opened(opened, recipe, ref, attrs)
-
-
-def _open_group(location: Location) -> zarr.Group:
-    try:
-        return zarr.open_group(
-            location.zarr_store(), mode="r", zarr_format=3, use_consolidated=True
-        )
-    except PermissionError as error:
-        raise location.refused(error) from error
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        if location.exists("zarr.json"):
-            raise IncompleteStoreError(
-                f"{location.url} has no consolidated metadata: its writing was interrupted. "
-                "Write the model again"
-            ) from error
-        raise StoreError(
-            f"there is no model at {location.url}. Check the path; models known by name are listed "
-            "by nedx.list(kind='model')"
-        ) from error
-    except OSError as error:
-        raise StoreError(f"{location.url} cannot be read: {error}") from error
-
-
-def _check(location: Location, attrs: dict[str, Any]) -> None:
-    kind = attrs.get("nedx_kind")
-    if kind != "model":
-        raise ModelError(
-            f"{location.url} holds data, not a model. Type: nedx.open({location.url!r}); models "
-            "are listed by nedx.list(kind='model')"
-        )
-    version = str(attrs.get("nedx_schema_version", "1.0"))
-    if int(version.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
-        raise StoreError(
-            f"{location.url} has schema version {version}, this nedx knows {SCHEMA_VERSION}. "
-            "Type: pip install -U nedx"
-        )
-
-
-def open_labels(location: Location, name: str, heavy: Sequence[str] = HEAVY) -> xr.Dataset:
-    """Open the coordinates of a group lazily, without its weights; strings become objects."""
-    ds = xr.open_zarr(
-        location.zarr_store(),
-        group=name or None,
-        chunks=None,
-        zarr_format=3,
-        consolidated=True,
-        drop_variables=list(heavy),
-        decode_timedelta=False,
-    )
-    for label in ds.variables:
-        if ds[label].dtype.kind in "UT":
-            ds[label] = ds[label].astype(object)
-    return ds.set_coords([str(v) for v in ds.data_vars])
 
 
 def _with_weights(ref: ModelRef, root: Any, name: str, ds: xr.Dataset) -> xr.Dataset:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 
-from nedx.errors import StoreExistsError
-from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
-from nedx.store.manifest import MANIFEST, Manifest, RecordingStore
+from nedx.store.models import COMPRESSORS as COMPRESSORS
+from nedx.store.models import ModelWriter, create_array, write_whole
+from nedx.store.models import storable_labels as storable_labels
 
 if TYPE_CHECKING:
     from nedx.encoding.model import LinearEncoder
@@ -31,11 +27,6 @@ TARGETS_PER_CHUNK = 64
 CHUNKS_PER_SHARD = 64
 FEATURES_PER_CHUNK = 4096
 HEAVY = ("projection", "projection_offset", "readout", "intercept")
-
-COMPRESSORS = [
-    BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=4),
-    Crc32cCodec(),
-]
 
 
 def target_dims(member: xr.Dataset) -> tuple[str, ...]:
@@ -108,81 +99,16 @@ def write_model(model: LinearEncoder, place: str | Path | Location) -> Location:
     return write_whole(place, lambda location: _write(model, location))
 
 
-def write_whole(place: str | Path | Location, write: Callable[[Location], None]) -> Location:
-    """Write a store whole, or on a local disk not at all.
-
-    Parameters
-    ----------
-    place : path, URL or Location
-        Where; must not exist.
-    write : callable (Location)
-        Writes it.
-
-    Returns
-    -------
-    Location
-
-    Raises
-    ------
-    StoreExistsError
-        If something is there; nothing is changed.
-    """
-    location = Location.of(place)
-    if location.exists():
-        raise StoreExistsError(
-            f"{location.url} exists already and was not changed. Choose another place, or delete it"
-        )
-    if not location.is_local:
-        write(location)
-        return location
-    partial = Location(f"{location.url}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.rename(partial.url, location.url)
-    except BaseException:
-        shutil.rmtree(partial.url, ignore_errors=True)
-        raise
-    return location
-
-
 def _write(model: LinearEncoder, location: Location) -> None:
-    store = RecordingStore(location.zarr_store(read_only=False))
-    with warnings.catch_warnings():
-        # Zarr says of consolidated metadata and of strings that v3 does not specify them yet.
-        warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-        root = zarr.create_group(store, zarr_format=3)
-        for name, ds in model.groups():
-            group = root.require_group(name) if name else root
-            _write_group(ds, group)
-            labels = storable_labels(ds)
-            labels.to_zarr(store, group=name or None, mode="a", zarr_format=3, consolidated=False)
-        root.attrs.put(
-            {
-                "nedx_kind": "model",
-                "nedx_schema_version": SCHEMA_VERSION,
-                "nedx_status": "complete",
-                "recipe": json.loads(model.recipe.model_dump_json()),
-                "layer_widths": dict(model.layer_widths),
-                "members": [name for name, ds in model.groups() if "readout" in ds],
-                **model.hashes(),
-            }
-        )
-        zarr.consolidate_metadata(store, zarr_format=3)
-    location.write(MANIFEST, Manifest(store.written).to_bytes())
-
-
-def storable_labels(ds: xr.Dataset, heavy: Sequence[str] = HEAVY) -> xr.Dataset:
-    """Return the coordinates, strings as objects, with nothing left of an earlier encoding."""
-    labels = ds.drop_vars([name for name in heavy if name in ds]).drop_encoding()
-    labels.attrs = {}
-    encoding: dict[str, dict[str, Any]] = {}
-    for name in labels.variables:
-        variable = labels[name]
-        if variable.dtype.kind in "UST" or str(variable.dtype).startswith("str"):
-            labels[name] = variable.astype(object)
-        encoding[str(name)] = {}
-    return labels.reset_coords([n for n in labels.coords if n not in labels.dims]).set_coords(
-        [str(n) for n in labels.variables]
+    writer = ModelWriter(location)
+    for name, ds in model.groups():
+        _write_group(ds, writer.root.require_group(name) if name else writer.root)
+        writer.labels(ds, name, HEAVY)
+    writer.finish(
+        model.recipe,
+        layer_widths=dict(model.layer_widths),
+        members=[name for name, ds in model.groups() if "readout" in ds],
+        **model.hashes(),
     )
 
 
@@ -204,7 +130,7 @@ def _write_projection(ds: xr.Dataset, group: zarr.Group) -> None:
             1 if d == "subject" else step if d == "feature" else n
             for d, n in zip(dims, values.shape, strict=True)
         )
-        array = _create(group, name, values.shape, dims, chunks)
+        array = create_array(group, name, values.shape, "float32", chunks=chunks, dims=dims)
         for start in range(0, values.sizes.get("feature", 1), step * 16):
             part = slice(start, start + step * 16)
             where = {"feature": part} if name == "projection" else {}
@@ -228,12 +154,13 @@ def _write_targets(ds: xr.Dataset, name: str, group: zarr.Group) -> None:
     length = -(-count // block) * block if sharded else count
     shape = (*(ds.sizes[d] for d in lead), length, *values.shape[len(lead) + 1 :])
     tail = shape[len(lead) + 1 :]
-    array = _create(
+    array = create_array(
         group,
         name,
         shape,
-        (*lead, "row", *others, *last),
-        (*(1 for _ in lead), min(step, length), *tail),
+        "float32",
+        dims=(*lead, "row", *others, *last),
+        chunks=(*(1 for _ in lead), min(step, length), *tail),
         shards=(*(1 for _ in lead), block, *tail) if sharded else None,
     )
     for subject in range(ds.sizes["subject"]) if lead else (None,):
@@ -248,27 +175,6 @@ def _write_targets(ds: xr.Dataset, name: str, group: zarr.Group) -> None:
             out = np.zeros((len(taken), *tail), np.float32)
             out[filled] = chosen.isel({neuroid: taken[filled]}).values
             array[(*lead_index, slice(start, start + len(taken)))] = out
-
-
-def _create(
-    group: zarr.Group,
-    name: str,
-    shape: tuple[int, ...],
-    dims: tuple[str, ...],
-    chunks: tuple[int, ...],
-    shards: tuple[int, ...] | None = None,
-) -> zarr.Array:
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype="float32",
-        chunks=tuple(max(1, c) for c in chunks),
-        shards=shards,
-        compressors=COMPRESSORS,
-        dimension_names=dims,
-        fill_value=0.0,
-        config={"write_empty_chunks": True},
-    )
 
 
 def hash_variables(groups: Mapping[str, xr.Dataset], names: tuple[str, ...]) -> str:
@@ -293,6 +199,7 @@ def _pieces(array: xr.DataArray) -> Iterator[bytes]:
     for start in range(0, array.shape[0], step):
         values = array[start : start + step].values
         if values.dtype.kind in "OUST":
-            yield json.dumps(values.astype(str).tolist()).encode()
+            # numpy does not cast the strings that xarray reads from Zarr in one step.
+            yield json.dumps(values.astype(object).astype(str).tolist()).encode()
         else:
             yield np.ascontiguousarray(values).tobytes()
