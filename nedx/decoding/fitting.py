@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nedx.compute.devices import resolve_device
-from nedx.decoding.batches import Stream, Summary
-from nedx.decoding.networks.recipe import NetworkRecipe
-from nedx.decoding.samples import Samples
-from nedx.decoding.settings import TrainingSettings
-from nedx.encoding.fwrf_checkpoint import (
+from nedx.compute.training import (
+    BEFORE,
     Progress,
     Tensors,
     fingerprint_of,
     read_checkpoint,
+    seeded,
     write_checkpoint,
 )
+from nedx.decoding.batches import Stream, Summary
+from nedx.decoding.networks.recipe import NetworkRecipe
+from nedx.decoding.samples import Samples
+from nedx.decoding.settings import TrainingSettings
 from nedx.encoding.fwrf_store import hash_arrays
 from nedx.encoding.network_storing import State
 from nedx.errors import ModelError
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from nedx.decoding.training import Training
 
 _log = logging.getLogger(__name__)
-# Epochs count from 0; what comes before them has random numbers of its own.
-_BEFORE = 2**31
 _CHOSEN_BY = "val_mrr"
 _ALONE = threading.Lock()
 
@@ -165,7 +165,7 @@ def _start(job: Job, summary: Summary, stream: Stream) -> Training:
     from nedx.decoding.training import Training
 
     device = resolve_device(job.device)
-    with seeded(job.settings.seed, _BEFORE, torch.device(device)):
+    with seeded(job.settings.seed, BEFORE, torch.device(device)):
         module = Standardized(job.network)
     module.mean.copy_(torch.from_numpy(summary.mean))
     module.scale.copy_(torch.from_numpy(summary.scale))
@@ -263,13 +263,3 @@ def _bar(job: Job, done: int) -> Iterator[Callable[[Mapping[str, float]], None]]
     with Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[found]}")) as bar:
         task = bar.add_task(job.name, total=job.settings.epochs, completed=done, found="")
         yield lambda found: bar.update(task, advance=1, found=_told(found))
-
-
-@contextmanager
-def seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Make torch's random numbers those of an epoch, and leave the caller's as they were."""
-    import torch
-
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
-        yield

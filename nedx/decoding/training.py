@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nedx.compute.training import Tensors, below, copied, moments_of, restore_moments
 from nedx.decoding.batches import Batch, Stream
 from nedx.decoding.losses import (
     INITIAL_SCALE,
@@ -22,8 +23,7 @@ from nedx.decoding.losses import (
 from nedx.decoding.settings import TrainingSettings
 from nedx.decoding.standardized import Standardized
 
-Tensors = dict[str, torch.Tensor]
-_ADAM, _AVERAGE, _WEIGHTS, _SCALE = "adam.", "average.", "weights.", "logit_scale"
+_AVERAGE, _WEIGHTS, _SCALE = "average.", "weights.", "logit_scale"
 
 
 class Training:
@@ -186,28 +186,19 @@ class Training:
 
     def state(self) -> Tensors:
         """Return copies, on the CPU, of all that the next step depends on."""
-        found = {f"{_WEIGHTS}{k}": v for k, v in self.module.state_dict().items()}
-        found[_SCALE] = self.scale
+        found = copied(self.module.state_dict(), _WEIGHTS) | moments_of(self.optimiser)
         if self._averaged is not None:
-            found |= {f"{_AVERAGE}{k}": v for k, v in self._averaged.items()}
-        for number, moments in self.optimiser.state_dict()["state"].items():
-            found |= {f"{_ADAM}{number}.{key}": value for key, value in moments.items()}
-        found["done"] = torch.tensor(self._done)
-        return {k: v.detach().cpu().contiguous().clone() for k, v in found.items()}
+            found |= copied(self._averaged, _AVERAGE)
+        return found | copied({_SCALE: self.scale, "done": torch.tensor(self._done)})
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a `state`."""
-        self.module.load_state_dict(_below(_WEIGHTS, state))
+        self.module.load_state_dict(below(_WEIGHTS, state))
         self.scale.data = state[_SCALE].to(self.device)
         self._done = int(state["done"])
         if self._averaged is not None:
-            self._averaged = {k: v.to(self.device) for k, v in _below(_AVERAGE, state).items()}
-        moments: dict[int, Tensors] = {}
-        for key, value in _below(_ADAM, state).items():
-            number, moment = key.split(".")
-            moments.setdefault(int(number), {})[moment] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+            self._averaged = {k: v.to(self.device) for k, v in below(_AVERAGE, state).items()}
+        restore_moments(self.optimiser, state)
 
     @torch.no_grad()
     def _average(self, averaged: Tensors) -> None:
@@ -247,7 +238,3 @@ def _found(
         "val_top5": float((rank <= 5).double().mean()),
         "val_mrr": float((1 / rank).mean()),
     }
-
-
-def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> Tensors:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -11,6 +11,7 @@ from nedx.encoding.encode import encode
 from nedx.encoding.estimators.checks import check_same_units
 from nedx.encoding.estimators.measured import measured, members, row_positions
 from nedx.encoding.kinds import Encoder
+from nedx.metrics.repeats import labels_of
 from nedx.schema import role_dim, sample_dim
 
 
@@ -80,7 +81,7 @@ def _scored(
     rows = row_positions(stimuli, {"": one})[""]
     first, which = np.arange(ds.sizes[sample]), np.arange(ds.sizes[sample])
     if one.image_id is not None:
-        ids = ds["image_id"].values.astype(str)
+        ids = labels_of(ds, "image_id")
         _, first, which = np.unique(ids, return_index=True, return_inverse=True)
         order = {str(label): row for label, row in zip(one.image_id, rows, strict=True)}
         rows = np.array([order[ids[i]] for i in first])
@@ -116,9 +117,12 @@ def _predicted(
     predicted: xr.DataArray = out["response_predicted"]  # type: ignore[assignment]
     if "repetition" in predicted.dims:
         predicted = predicted.mean("repetition", keep_attrs=True)
-    if "subject" in predicted.dims and "subject" in ds.coords and not ds["subject"].ndim:
+    if "subject" in predicted.dims and "subject" not in ds.dims:
         # One of several on a grid, of whom the responses have no dim.
-        predicted = predicted.sel(subject=ds["subject"].values[()], drop=True)
+        if "subject" in ds.coords:
+            predicted = predicted.sel(subject=ds["subject"].values[()], drop=True)
+        elif subject is not None:
+            predicted = predicted.isel(subject=0, drop=True)
     return predicted
 
 
@@ -131,7 +135,7 @@ def _with_partition(ds: xr.Dataset, model: Encoder, member: str, sample: str) ->
     kinds = home["known_partition"]
     trained = (kinds == "train").any([dim for dim in kinds.dims if dim != "known_image"])
     seen = np.isin(
-        ds["image_id"].values.astype(str), home["known_image"].values[trained.values].astype(str)
+        labels_of(ds, "image_id"), home["known_image"].values[trained.values].astype(str)
     )
     before = ds["partition"].values if "partition" in ds.coords else np.full(len(seen), "unseen")
     return ds.assign_coords(partition=(sample, np.where(seen, "train", before).astype(object)))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,16 +13,18 @@ from sklearn.base import BaseEstimator
 
 from nedx.backbones.registry import default_recipe
 from nedx.compute.devices import check_device, resolve_device
-from nedx.encoding.estimators.base import UnfittedError
-from nedx.encoding.fwrf import POLICY
-from nedx.encoding.fwrf_batches import image_batches, mean_colours, training_batches
-from nedx.encoding.fwrf_checkpoint import (
+from nedx.compute.training import (
+    BEFORE,
+    Epoch,
     Progress,
     Tensors,
     fingerprint_of,
-    read_checkpoint,
-    write_checkpoint,
+    seeded,
+    train_epochs,
 )
+from nedx.encoding.estimators.base import UnfittedError
+from nedx.encoding.fwrf import POLICY
+from nedx.encoding.fwrf_batches import image_batches, mean_colours, training_batches
 from nedx.encoding.fwrf_model import FwrfEncoder
 from nedx.encoding.fwrf_samples import (
     Responses,
@@ -51,8 +52,6 @@ Targets = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 _log = logging.getLogger(__name__)
 _R = "r."
-# Epochs count from 0; what comes before them has random numbers of its own.
-_BEFORE = 2**31
 _ACCURACY = {
     "long_name": "encoding accuracy",
     "units": "1",
@@ -220,27 +219,14 @@ class FwrfTrainer(BaseEstimator):
 
     def _train(self, split: Split, targets: Targets, fingerprint: str) -> tuple[Progress, Tensors]:
         """Train what epochs are left; return how it went, and weights and r of the best."""
-        folder = None if self.checkpoint is None else Path(self.checkpoint)
-        progress, best = Progress(fingerprint), None
-        held = read_checkpoint(folder, fingerprint) if folder else None
-        training = self._start(split, begun=held is not None)
-        if held is not None:
-            progress, state, best = held
-            training.restore(state)
-        for epoch in range(progress.epochs, self.max_epochs):
-            with _seeded(self.seed, epoch, training.device):
-                loss = self._epoch(training, split, epoch)
-            found = _correlations(training, split, targets)
-            r = float(np.median(np.concatenate([found[f"{_R}{name}"] for name in targets])))
-            improved = best is None or r > progress.history[progress.best_epoch]["validation_r"]
-            progress.history.append({"epoch": epoch, "loss": loss, "validation_r": r})
-            _log.info("epoch %d: loss %.4g, median validation r %.4f", epoch, loss, r)
-            if improved:
-                progress.best_epoch, best = epoch, {**training.weights(), **found}
-            if folder is not None:
-                write_checkpoint(folder, progress, training.state(), best if improved else None)
-        assert best is not None
-        return progress, best
+        return train_epochs(
+            lambda begun: self._start(split, begun=begun),
+            lambda training, epoch: self._epoch(training, split, targets, epoch),
+            lambda found, best: found["validation_r"] > best["validation_r"],
+            epochs=self.max_epochs,
+            fingerprint=fingerprint,
+            folder=None if self.checkpoint is None else Path(self.checkpoint),
+        )
 
     def _start(self, split: Split, *, begun: bool) -> FwrfTraining:
         """Return what is trained; the weights of a training begun before are filled in later."""
@@ -251,7 +237,7 @@ class FwrfTrainer(BaseEstimator):
         trained = np.unique(np.concatenate([each.image for each in split.training.values()]))
         mean = np.zeros(3) if begun else mean_colours(split.pixels, trained, POLICY)
         device = resolve_device(self.device)
-        with _seeded(self.seed, _BEFORE, torch.device(device)):
+        with seeded(self.seed, BEFORE, torch.device(device)):
             trunk = new_trunk(mean)
             heads = {name: TrainedHead(each.voxels) for name, each in split.training.items()}
         return FwrfTraining(
@@ -263,17 +249,22 @@ class FwrfTrainer(BaseEstimator):
             device=device,
         )
 
-    def _epoch(self, training: FwrfTraining, split: Split, epoch: int) -> float:
-        """Train on each sample once; return the mean loss of a batch."""
-        drawn = training_batches(split, POLICY, self.batch_size, (self.seed, epoch))
-        losses = [training.step(*batch) for batch in drawn]
-        loss = float(np.mean(losses))
+    def _epoch(
+        self, training: FwrfTraining, split: Split, targets: Targets, epoch: int
+    ) -> tuple[Epoch, Tensors]:
+        """Train on each sample once; return mean loss and median r, and the r of all voxels."""
+        with seeded(self.seed, epoch, training.device):
+            drawn = training_batches(split, POLICY, self.batch_size, (self.seed, epoch))
+            loss = float(np.mean([training.step(*batch) for batch in drawn]))
         if not np.isfinite(loss):
             raise ModelError(
                 f"the loss of epoch {epoch} is not finite: type a smaller learning_rate, or "
                 "precision='float32'"
             )
-        return loss
+        found = _correlations(training, split, targets)
+        r = float(np.median(np.concatenate([found[f"{_R}{name}"] for name in targets])))
+        _log.info("epoch %d: loss %.4g, median validation r %.4f", epoch, loss, r)
+        return {"epoch": epoch, "loss": loss, "validation_r": r}, found
 
     def _fingerprint(self, split: Split, values: list[str]) -> str:
         ignored = ("max_epochs", "checkpoint", "device")
@@ -338,13 +329,3 @@ def _correlations(
 
 def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): values for k, values in arrays.items() if k.startswith(prefix)}
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Make torch's random numbers those of an epoch, and leave the caller's as they were."""
-    import torch
-
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
-        yield

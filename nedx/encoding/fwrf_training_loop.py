@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nedx.backbones.gnet import MAPS, GNet
 from nedx.compute.batches import batches
+from nedx.compute.training import ADAM, Tensors, below, copied, moments_of, restore_moments
 from nedx.encoding.fwrf import FwrfHead, read_out_fwrf
 
 Precision = Literal["float32", "bf16"]
@@ -25,7 +26,6 @@ _DROPPED = 0.5
 _SPREAD = 0.01
 # What the backward pass holds of a block of voxels: some copies of (image, voxel, feature).
 _BLOCK_BYTES = 2**28
-_ADAM = "adam."
 
 
 class TrainedHead(nn.Module):
@@ -224,38 +224,24 @@ class FwrfTraining:
             maps = [each.float() for each in self._maps(self._placed(images))]
             return read_out_fwrf(maps, head.fitted).cpu()
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> Tensors:
         """Return copies of what inference takes: ``trunk.<key>`` and ``heads.<subject>.<key>``."""
-        parts = {"trunk": self.trunk, "heads": self.heads}
-        return {
-            f"{part}.{key}": values.detach().cpu().contiguous().clone()
-            for part, module in parts.items()
-            for key, values in module.state_dict().items()
-        }
+        trunk, heads = self.trunk.state_dict(), self.heads.state_dict()
+        return copied(trunk, "trunk.") | copied(heads, "heads.")
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> Tensors:
         """Return copies of all that the next step depends on: weights and moments."""
         found = self.weights()
         for name, optimiser in self.optimisers.items():
-            for number, moments in optimiser.state_dict()["state"].items():
-                for key, values in moments.items():
-                    copied = values.detach().cpu().contiguous().clone()
-                    found[f"{_ADAM}{name}.{number}.{key}"] = copied
+            found |= moments_of(optimiser, f"{ADAM}{name}.")
         return found
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a `state`."""
-        for part, module in {"trunk": self.trunk, "heads": self.heads}.items():
-            own = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(part)}
-            module.load_state_dict(own)
-        moments: dict[str, dict[int, dict[str, torch.Tensor]]] = {n: {} for n in self.optimisers}
-        for key, values in state.items():
-            if key.startswith(_ADAM):
-                name, number, moment = key.removeprefix(_ADAM).split(".")
-                moments[name].setdefault(int(number), {})[moment] = values
+        self.trunk.load_state_dict(below("trunk.", state))
+        self.heads.load_state_dict(below("heads.", state))
         for name, optimiser in self.optimisers.items():
-            groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": moments[name], "param_groups": groups})
+            restore_moments(optimiser, state, f"{ADAM}{name}.")
 
     def _loss(
         self, head: TrainedHead, maps: Sequence[torch.Tensor], measured: torch.Tensor

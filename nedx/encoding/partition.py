@@ -10,6 +10,7 @@ import xarray as xr
 
 from nedx.encoding.kinds import Encoder
 from nedx.errors import NedxWarning
+from nedx.metrics.repeats import labels_of
 
 
 def partition_coords(ds: xr.Dataset, model: Encoder) -> dict[str, dict[str, xr.Variable]]:
@@ -30,7 +31,7 @@ def partition_coords(ds: xr.Dataset, model: Encoder) -> dict[str, dict[str, xr.V
     found: dict[str, dict[str, xr.Variable]] = {name: {} for name in model.members}
     if "image_id" not in ds.coords or "partition" in ds:
         return found
-    ids = ds["image_id"].values.astype(str)
+    ids = labels_of(ds, "image_id")
     for name in model.members:
         home = model.known_images(name)
         if "known_partition" in home:
@@ -47,7 +48,7 @@ def partition_coords(ds: xr.Dataset, model: Encoder) -> dict[str, dict[str, xr.V
 
 
 def _looked_up(home: xr.Dataset, ids: np.ndarray) -> xr.Variable:
-    known = pd.Index(home["known_image"].values.astype(str))
+    known = pd.Index(labels_of(home, "known_image"))
     kinds = home["known_partition"].transpose(..., "known_image")
     positions = known.get_indexer(ids)
     values = kinds.values[..., positions].astype(object)

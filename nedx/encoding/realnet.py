@@ -9,23 +9,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import xarray as xr
+from pydantic import ValidationError
 from sklearn.base import BaseEstimator
 
 from nedx.backbones.recipe import BackboneRecipe, Weights
 from nedx.backbones.registry import default_recipe
 from nedx.compute.devices import check_device, resolve_device
-from nedx.decoding.batches import Stream
-from nedx.decoding.fitting import seeded
-from nedx.decoding.samples import Responses
-from nedx.encoding.estimators.base import UnfittedError
-from nedx.encoding.fwrf_checkpoint import (
+from nedx.compute.training import (
+    BEFORE,
+    Epoch,
     Progress,
     Tensors,
     fingerprint_of,
-    read_checkpoint,
-    write_checkpoint,
+    lower,
+    seeded,
+    train_epochs,
 )
+from nedx.decoding.batches import Stream
+from nedx.decoding.samples import Responses
+from nedx.encoding.estimators.base import UnfittedError
 from nedx.encoding.fwrf_scoring import correlations
+from nedx.encoding.fwrf_store import hash_arrays
 from nedx.encoding.keeping import keep_model
 from nedx.encoding.opening import open_model
 from nedx.encoding.realnet_model import NETWORK, ReAlnetModel, placed
@@ -33,16 +37,18 @@ from nedx.encoding.realnet_recipe import ReAlnetArchitecture, ReAlnetRecipe
 from nedx.encoding.realnet_samples import Trials, image_pairs, pair_trials
 from nedx.encoding.realnet_store import write_realnet
 from nedx.errors import ModelError
+from nedx.metrics.repeats import labels_of
 from nedx.stimuli.preprocessing import policy
 from nedx.store.location import Location
 
 if TYPE_CHECKING:
+    import torch
+
     from nedx.encoding.realnet_training import ReAlnetTraining
 
 _log = logging.getLogger(__name__)
-# Epochs count from 0; what comes before them has random numbers of its own.
-_BEFORE = 2**31
 _R = "r"
+_TRUNK = ("widths", "steps", "classes")
 _ELSEWHERE = ("max_epochs", "checkpoint", "device")
 _FROM_RESPONSE = ("normalization", "normalization_scope", "transform")
 _FROM_DATASET = ("modality", "species", "dataset", "license", "citation")
@@ -57,8 +63,9 @@ class _Job:
     trials: Trials
     training: Stream
     validation: Stream | None
-    architecture: ReAlnetArchitecture
     checksum: str
+    architecture: ReAlnetArchitecture
+    trunk: Tensors | None
 
 
 class ReAlnetEncoder(BaseEstimator):
@@ -176,11 +183,13 @@ class ReAlnetEncoder(BaseEstimator):
         """
         self._check_parameters()
         trials = pair_trials(stimuli, responses, self.validation, self.seed, self.policy)
-        jobs = [self._job(trials, subject) for subject in trials.subjects]
+        architecture = self._architecture(trials)
+        trunk = self._trunk(architecture)
+        jobs = [self._job(trials, name, architecture, trunk) for name in trials.subjects]
         done = {job.subject: self._train(job) for job in jobs}
         self.history_ = _history({name: progress for name, (progress, _) in done.items()})
         best = {name: tensors for name, (_, tensors) in done.items()}
-        self.model_ = self._stored(trials, jobs[0].architecture, best)
+        self.model_ = self._stored(trials, architecture, best)
         return self
 
     def predict(self, stimuli: xr.Dataset) -> xr.Dataset | xr.DataTree:
@@ -222,54 +231,81 @@ class ReAlnetEncoder(BaseEstimator):
 
     def _check_parameters(self) -> None:
         check_device(self.device)
-        for name, least in (("max_epochs", 1), ("batch_size", 2), ("features", 1)):
+        for name, least in (("max_epochs", 1), ("batch_size", 2), ("features", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ModelError(f"{name} is {getattr(self, name)}; it is at least {least}")
+        if not 0 < self.learning_rate < np.inf:
+            raise ModelError(f"learning_rate is {self.learning_rate}; it is above 0")
+        if not 0 <= self.beta < np.inf:
+            raise ModelError(f"beta is {self.beta}; it is at least 0")
+        if not 0 <= self.validation < 1:
+            raise ModelError(f"validation is {self.validation}; it is from 0 to below 1")
         if self.contrastive not in ("pearson", "monitor", None):
             raise ModelError(
                 f"unknown contrastive {self.contrastive!r}; type 'pearson', 'monitor' or None"
             )
+        foreign = sorted(set(self.trunk or ()) - set(_TRUNK))
+        if foreign:
+            raise ModelError(f"trunk takes {', '.join(_TRUNK)}, not {', '.join(foreign)}")
 
-    def _job(self, trials: Trials, subject: str) -> _Job:
+    def _architecture(self, trials: Trials) -> ReAlnetArchitecture:
+        """Say what the network of each subject is: all have the same channels and times."""
+        ds = next(iter(trials.subjects.values()))
+        try:
+            return ReAlnetArchitecture(
+                **(self.trunk or {}),
+                features=self.features,
+                image_size=policy(self.policy).output_shape(*trials.pixels.shape[1:3])[0],
+                n_channels=ds.sizes["channel"],
+                n_times=ds.sizes["time"],
+            )
+        except ValidationError as error:
+            raise ModelError(f"trunk={self.trunk} is no CORnet-S: {error}") from error
+
+    def _trunk(self, architecture: ReAlnetArchitecture) -> Tensors | None:
+        """Read the weights that all trunks begin with, and see that they fit."""
+        import torch
+
+        from nedx.backbones.cornet_s import CORnetS
+        from nedx.backbones.taps import fill
+        from nedx.backbones.weights import read_state
+
+        backbone = self._backbone(architecture)
+        if backbone.weights is None:
+            return None
+        state = read_state(backbone.weights)
+        for old, new in CORnetS.legacy.items():
+            state = {name.replace(old, new): tensor for name, tensor in state.items()}
+        with torch.device("meta"):
+            trunk = CORnetS(architecture.widths, architecture.steps, architecture.classes)
+        fill(trunk, state, backbone)
+        return state
+
+    def _job(
+        self,
+        trials: Trials,
+        subject: str,
+        architecture: ReAlnetArchitecture,
+        trunk: Tensors | None,
+    ) -> _Job:
         """Read all responses of a subject once, and say what its network is."""
         streams = [trials.stream(subject, kind, self.batch_size) for kind in ("train", "val")]
         training, validation = streams
         if training is None or training.samples < 2:
             raise ModelError(f"{subject!r} has no two training images: see 'partition'")
-        checksums = [each.summary().checksum for each in streams if each is not None]
-        ds = trials.subjects[subject]
-        architecture = ReAlnetArchitecture(
-            **(self.trunk or {}),
-            features=self.features,
-            image_size=policy(self.policy).output_shape(*trials.pixels.shape[1:3])[0],
-            n_channels=ds.sizes["channel"],
-            n_times=ds.sizes["time"],
-        )
-        return _Job(subject, trials, training, validation, architecture, "".join(checksums))
+        checksum = "".join(each.summary().checksum for each in streams if each is not None)
+        return _Job(subject, trials, training, validation, checksum, architecture, trunk)
 
     def _train(self, job: _Job) -> tuple[Progress, Tensors]:
         """Train what epochs are left; return how it went, and weights and r of the best."""
-        folder = None if self.checkpoint is None else Path(self.checkpoint) / job.subject
-        progress, best = Progress(self._fingerprint(job)), None
-        held = read_checkpoint(folder, progress.fingerprint) if folder else None
-        training = self._start(job)
-        if held is not None:
-            progress, state, best = held
-            training.restore(state)
-        for epoch in range(progress.epochs, self.max_epochs):
-            with seeded(self.seed, epoch, training.device):
-                found, r = self._epoch(training, job, epoch)
-            before = progress.history[progress.best_epoch] if progress.history else None
-            progress.history.append(found)
-            # Without validation the last epoch is kept.
-            improved = before is None or not found["val_loss"] >= before["val_loss"]
-            if improved:
-                progress.best_epoch, best = epoch, {**training.weights(), _R: r}
-            _log.info("%s, epoch %d: loss %.4g", job.subject, epoch, found["loss"])
-            if folder is not None:
-                write_checkpoint(folder, progress, training.state(), best if improved else None)
-        assert best is not None
-        return progress, best
+        return train_epochs(
+            lambda _: self._start(job),
+            lambda training, epoch: self._epoch(training, job, epoch),
+            lower("val_loss"),
+            epochs=self.max_epochs,
+            fingerprint=self._fingerprint(job),
+            folder=None if self.checkpoint is None else Path(self.checkpoint) / job.subject,
+        )
 
     def _start(self, job: _Job) -> ReAlnetTraining:
         """Return what is trained: of each subject the same trunk, and a new head."""
@@ -279,17 +315,11 @@ class ReAlnetEncoder(BaseEstimator):
         from nedx.encoding.realnet_training import ReAlnetTraining
 
         device = resolve_device(self.device)
-        with seeded(self.seed, _BEFORE, torch.device(device)):
+        with seeded(self.seed, BEFORE, torch.device(device)):
             network = ReAlnet(job.architecture)
-        backbone = self._backbone(job.architecture)
-        if backbone.weights is not None:
-            from nedx.backbones.taps import fill
-            from nedx.backbones.weights import read_state
-
-            state = read_state(backbone.weights)
-            for old, new in network.realnet.legacy.items():
-                state = {name.replace(old, new): tensor for name, tensor in state.items()}
-            fill(network.realnet, state, backbone)
+        if job.trunk is not None:
+            # Copied into the network: what is trained must not be what others begin with.
+            network.realnet.load_state_dict(job.trunk)
         return ReAlnetTraining(
             network,
             learning_rate=self.learning_rate,
@@ -298,10 +328,17 @@ class ReAlnetEncoder(BaseEstimator):
             device=device,
         )
 
-    def _epoch(
-        self, training: ReAlnetTraining, job: _Job, epoch: int
-    ) -> tuple[dict[str, float], Any]:
+    def _epoch(self, training: ReAlnetTraining, job: _Job, epoch: int) -> tuple[Epoch, Tensors]:
         """Train on all images once; return the losses, and r of each output."""
+        with seeded(self.seed, epoch, training.device):
+            found, r = self._losses(training, job, epoch)
+        _log.info("%s, epoch %d: loss %.4g", job.subject, epoch, found["loss"])
+        return found, {_R: r}
+
+    def _losses(
+        self, training: ReAlnetTraining, job: _Job, epoch: int
+    ) -> tuple[Epoch, torch.Tensor]:
+        """Train, then validate; as `_epoch`."""
         import torch
 
         from nedx.encoding.realnet_training import TERMS
@@ -313,10 +350,9 @@ class ReAlnetEncoder(BaseEstimator):
         means = np.mean(steps, axis=0)
         held, r = [float("nan")] * len(TERMS), torch.full((job.architecture.outputs,), torch.nan)
         if job.validation is not None:
-            pairs = list(image_pairs(job.trials, job.validation, self.policy))
-            terms, predicted = training.validate(pairs)
+            pairs = image_pairs(job.trials, job.validation, self.policy)
+            terms, predicted, measured = training.validate(pairs)
             held = list(terms)
-            measured = torch.cat([responses for _, responses in pairs])
             r = torch.from_numpy(correlations(predicted.numpy(), measured.numpy()))
         if not np.isfinite([*means, *(held if job.validation is not None else [])]).all():
             raise ModelError(
@@ -342,11 +378,13 @@ class ReAlnetEncoder(BaseEstimator):
         """Return the hash of all that decides what is learnt."""
         given = {k: v for k, v in self.get_params(deep=False).items() if k not in _ELSEWHERE}
         backbone = self._backbone(job.architecture)
-        ids = job.trials.subjects[job.subject]["image_id"].values.astype(str)
+        ids = labels_of(job.trials.subjects[job.subject], "image_id")
         return fingerprint_of(
             {
                 "parameters": {**given, "weights": backbone.model_dump(mode="json")},
                 "architecture": job.architecture.model_dump(mode="json"),
+                # Another file of the same name is another trunk.
+                "trunk": job.trunk and hash_arrays({k: v.numpy() for k, v in job.trunk.items()}),
                 "responses": job.checksum,
                 "images": [[name, job.trials.split.partition[name]] for name in ids.tolist()],
                 "pixels": list(job.trials.pixels.shape),
@@ -397,8 +435,9 @@ class ReAlnetEncoder(BaseEstimator):
 def _labels(trials: Trials, r: np.ndarray) -> xr.Dataset:
     """Return what the model says of its outputs; ``r`` is (subject, channel * time)."""
     ds = next(iter(trials.subjects.values()))
+    # Strings that numpy casts to no others are what xarray reads from Zarr.
     kept = {
-        name: coord.variable
+        name: coord.variable.astype(object) if coord.dtype.kind == "T" else coord.variable
         for name, coord in ds.coords.items()
         if coord.dims and set(coord.dims) <= {"channel", "time"}
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import xarray as xr
@@ -20,12 +20,9 @@ from nedx.encoding.opening import open_model
 from nedx.encoding.realnet_model import NETWORK, ReAlnetModel, placed
 from nedx.encoding.realnet_network import build
 from nedx.encoding.realnet_recipe import ReAlnetArchitecture, ReAlnetRecipe
-from nedx.encoding.realnet_store import with_outputs, write_realnet
+from nedx.encoding.realnet_store import READOUT, with_outputs, write_realnet
 from nedx.errors import ModelError
 from nedx.schema import subject_label
-
-if TYPE_CHECKING:
-    import torch
 
 Order = Literal["channel_time", "time_channel"]
 Checkpoint = Weights | str | Path
@@ -45,6 +42,7 @@ def open_published(
     channels: Sequence[str],
     times: Sequence[float] | np.ndarray,
     order: Order = "channel_time",
+    outputs: Sequence[int] | np.ndarray | None = None,
     policy: str = "train",
     **about: Any,
 ) -> ReAlnetModel:
@@ -52,6 +50,8 @@ def open_published(
 
     Sizes are found from the tensors. Those of Lu et al. have 340 outputs: 17 channels times 20
     samples from 0 to 190 ms. Their files do not say in which order; compare both with the EEG.
+    Those of Image2EEG have 100, of which only 20 to 39 were trained, on the mean of the channels
+    at these times.
 
     Parameters
     ----------
@@ -63,6 +63,8 @@ def open_published(
         Seconds from stimulus onset.
     order : {"channel_time", "time_channel"}
         Whether the times of each channel lie together, or the channels of each time.
+    outputs : sequence of int, optional
+        Which outputs of the files these channels and times are, from 0 on; all by default.
     policy : str
         Of the images.
     **about
@@ -79,6 +81,14 @@ def open_published(
     ModelError
         If a file is no such checkpoint, its outputs are not channels times times, or networks of
         several subjects differ in size.
+
+    Examples
+    --------
+    >>> times = np.arange(20) / 100
+    >>> model = open_published("best_model_params.pt", channels=posterior, times=times)
+    >>> model = open_published(  # of Image2EEG
+    ...     "best_model_params.pt", channels=["mean"], times=times, outputs=range(20, 40)
+    ... )
     """
     if order not in ("channel_time", "time_channel"):
         raise ModelError(f"unknown order {order!r}; type 'channel_time' or 'time_channel'")
@@ -88,7 +98,7 @@ def open_published(
     states: dict[str, State] = {}
     found: dict[str, ReAlnetArchitecture] = {}
     for name, each in weights.items():
-        states[name], found[name] = _read(each, len(channels), len(times), order)
+        states[name], found[name] = _read(each, len(channels), len(times), order, outputs)
     (first, architecture), *others = found.items()
     for name, other in others:
         if other != architecture:
@@ -114,12 +124,18 @@ def _weights(place: Checkpoint) -> Weights:
 
 
 def _read(
-    weights: Weights, n_channels: int, n_times: int, order: Order
+    weights: Weights,
+    n_channels: int,
+    n_times: int,
+    order: Order,
+    outputs: Sequence[int] | np.ndarray | None,
 ) -> tuple[State, ReAlnetArchitecture]:
     """Read a checkpoint, its outputs with the times of each channel together."""
-    tensors = {name.replace("module.", ""): tensor for name, tensor in read_state(weights).items()}
-    state = {name: tensor.numpy() for name, tensor in tensors.items()}
-    architecture = _architecture(tensors, n_channels, n_times, weights.source)
+    tensors = read_state(weights)
+    state = {name.replace("module.", ""): tensor.numpy() for name, tensor in tensors.items()}
+    if outputs is not None and state.keys() >= READOUT:
+        state = with_outputs(state, _positions(outputs, state, weights.source))
+    architecture = _architecture(state, n_channels, n_times, weights.source)
     if order == "time_channel":
         ours = np.arange(architecture.outputs).reshape(n_times, n_channels).T.ravel()
         state = with_outputs(state, ours)
@@ -127,9 +143,18 @@ def _read(
     return state, architecture
 
 
-def _architecture(
-    state: Mapping[str, torch.Tensor], n_channels: int, n_times: int, source: str
-) -> ReAlnetArchitecture:
+def _positions(outputs: Sequence[int] | np.ndarray, state: State, source: str) -> np.ndarray:
+    """Return which outputs of a network are wanted, int64."""
+    positions, there = np.asarray(outputs, np.int64), len(state["fc.bias"])
+    if positions.size and not 0 <= positions.min() <= positions.max() < there:
+        raise ModelError(
+            f"{source} has outputs 0 to {there - 1}; asked for are {positions.min()} to "
+            f"{positions.max()}"
+        )
+    return positions
+
+
+def _architecture(state: State, n_channels: int, n_times: int, source: str) -> ReAlnetArchitecture:
     """Find the sizes of a network from its tensors."""
     try:
         inputs = ["V1.conv1", *(f"{area}.conv_input" for area in AREAS[1:])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from nedx.encoding.recipe import EncoderRecipe
 
@@ -28,8 +28,8 @@ class ReAlnetArchitecture(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    steps: tuple[int, int, int] = (2, 4, 2)
+    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (64, 128, 256, 512)
+    steps: tuple[PositiveInt, PositiveInt, PositiveInt] = (2, 4, 2)
     classes: int = Field(default=1000, ge=1)
     features: int = Field(default=128, ge=1)
     image_size: int = Field(default=224, ge=1)

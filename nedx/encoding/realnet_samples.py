@@ -14,6 +14,7 @@ from nedx.decoding.batches import Batch, Stream
 from nedx.decoding.samples import Responses, by_subject, paired
 from nedx.decoding.splitting import Split, split_concepts
 from nedx.errors import ModelError, StimulusError, close_matches
+from nedx.metrics.repeats import labels_of
 from nedx.schema import neuroid_dim, role_dim, sample_dim
 from nedx.stimuli.preprocessing import check_pixels, policy, preprocess
 
@@ -143,7 +144,7 @@ def _checked_images(stimuli: xr.Dataset, policy_name: str) -> np.ndarray:
             f"a ReAlnet sees square images, these are {y} x {x} by the policy {policy_name!r}. "
             "Type: policy='train'"
         )
-    ids = stimuli["image_id"].values.astype(str).astype(object)
+    ids = labels_of(stimuli, "image_id").astype(object)
     names, counts = np.unique(ids.astype(str), return_counts=True)
     if (counts > 1).any():
         raise ModelError(
@@ -159,7 +160,12 @@ def _check_dims(responses: Responses) -> None:
     for node in nodes:
         ds = node.to_dataset() if isinstance(node, xr.DataTree) else node
         if "response" not in ds:
-            continue
+            if isinstance(responses, xr.DataTree):
+                continue
+            raise ModelError(
+                f"there is no 'response' to train on, only {', '.join(map(str, ds.data_vars))}. "
+                "Type: encoder.fit(images, responses)"
+            )
         array = ds["response"]
         if neuroid_dim(array) != "channel" or role_dim(array, "time") is None:
             raise ModelError(
@@ -170,7 +176,7 @@ def _check_dims(responses: Responses) -> None:
 
 def _told(subject: str, ds: xr.Dataset, stimuli: xr.Dataset, ids: np.ndarray) -> xr.Dataset:
     """Return responses that say the category and the partition of their images."""
-    own = ds["image_id"].values.astype(str)
+    own = labels_of(ds, "image_id")
     places = {str(name): i for i, name in enumerate(ids)}
     missing = [name for name in own if name not in places]
     if missing:
@@ -182,11 +188,11 @@ def _told(subject: str, ds: xr.Dataset, stimuli: xr.Dataset, ids: np.ndarray) ->
     for name in ("category", "partition"):
         if name not in stimuli or stimuli[name].dims != ("image",):
             continue
-        found = stimuli[name].values.astype(str).astype(object)[rows]
+        found = labels_of(stimuli, name).astype(object)[rows]
         if name not in ds or ds[name].dims != (dim,):
             ds = ds.assign_coords({name: (dim, found)})
         elif name == "partition":
-            _check_untested(subject, own, ds[name].values.astype(str), found)
+            _check_untested(subject, own, labels_of(ds, name), found)
     return ds
 
 

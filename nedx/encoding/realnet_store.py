@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nedx.encoding.realnet_network import ReAlnet
 
 MODEL_TYPE = "realnet"
-_READOUT = ("fc.weight", "fc.bias")
+READOUT = {"fc.weight", "fc.bias"}
+"""The tensors that have a row for each output."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def selected_states(ref: ModelRef, names: Sequence[str], outputs: np.ndarray) ->
 
 def with_outputs(state: Mapping[str, np.ndarray], outputs: np.ndarray) -> State:
     """Return the tensors of a network that has only some outputs, in this order."""
-    return {**state, **{key: state[key][outputs] for key in _READOUT}}
+    return {**state, **{key: state[key][outputs] for key in READOUT}}
 
 
 def write_realnet(

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from nedx.compute.training import Tensors, below, copied, moments_of, restore_moments
 from nedx.encoding.realnet_losses import Contrastive, generation_loss, task_loss
 from nedx.encoding.realnet_network import ReAlnet
 
-Tensors = dict[str, torch.Tensor]
 Pairs = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Images (n, 3, y, x) and responses (n, output)."""
 TERMS = ("task", "generation", "loss")
-_WEIGHTS, _ADAM = "weights.", "adam."
+_WEIGHTS = "weights."
 
 
 class ReAlnetTraining:
@@ -66,38 +66,34 @@ class ReAlnetTraining:
         self.optimiser.step()
         return tuple(float(term.detach()) for term in terms)
 
-    def validate(self, pairs: Pairs) -> tuple[tuple[float, ...], torch.Tensor]:
-        """Return the `TERMS`, mean over images, and the responses predicted (image, output)."""
+    def validate(self, pairs: Pairs) -> tuple[tuple[float, ...], torch.Tensor, torch.Tensor]:
+        """Return the `TERMS`, means over images, and responses predicted and measured.
+
+        Images are taken as they come, and none is kept; both responses are (image, output), on
+        the CPU.
+        """
         self.network.eval()
-        sums, count, predicted = [0.0] * len(TERMS), 0, []
+        sums, both = [0.0] * len(TERMS), []
         with torch.no_grad():
             for images, measured in pairs:
                 terms, made = self._terms(images, measured)
                 sums = [total + float(t) * len(made) for total, t in zip(sums, terms, strict=True)]
-                count += len(made)
-                predicted.append(made.cpu())
-        return tuple(total / count for total in sums), torch.cat(predicted)
+                both.append((made.cpu(), measured.cpu()))
+        predicted, given = (torch.cat(parts) for parts in zip(*both, strict=True))
+        return tuple(total / len(given) for total in sums), predicted, given
 
     def weights(self) -> Tensors:
         """Return copies of the weights, on the CPU."""
-        return _copied(self.network.state_dict())
+        return copied(self.network.state_dict())
 
     def state(self) -> Tensors:
         """Return copies of all that the next step depends on: weights and moments."""
-        found = {f"{_WEIGHTS}{name}": value for name, value in self.network.state_dict().items()}
-        for number, moments in self.optimiser.state_dict()["state"].items():
-            found |= {f"{_ADAM}{number}.{key}": value for key, value in moments.items()}
-        return _copied(found)
+        return copied(self.network.state_dict(), _WEIGHTS) | moments_of(self.optimiser)
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a `state`; the teacher stays the trunk that training began with."""
-        self.network.load_state_dict(_below(_WEIGHTS, state))
-        moments: dict[int, Tensors] = {}
-        for key, value in _below(_ADAM, state).items():
-            number, moment = key.split(".")
-            moments.setdefault(int(number), {})[moment] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.network.load_state_dict(below(_WEIGHTS, state))
+        restore_moments(self.optimiser, state)
 
     def _terms(
         self, images: torch.Tensor, measured: torch.Tensor
@@ -109,11 +105,3 @@ class ReAlnetTraining:
         task = task_loss(logits, wanted)
         made = generation_loss(predicted, measured, self._contrastive)
         return (task, made, task + self._beta * made), predicted
-
-
-def _copied(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-
-
-def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> Tensors:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nedx.compute.batches import batches
+from nedx.compute.training import Tensors, below, copied, moments_of, restore_moments
 from nedx.reconstruction.prior_rows import unit_norm
 from nedx.reconstruction.schedule import add_noise, kept_signal
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from nedx.reconstruction.prior_store import PriorRecipe
 
 GRADIENT_NORM = 1.0
-_ADAM = "adam."
 _NETWORK = "network."
 
 
@@ -100,36 +100,19 @@ class PriorTraining:
             ]
         return float(sum(losses) / len(rows))
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> Tensors:
         """Return a copy of the network's weights, on the CPU."""
-        return {name: value.cpu().clone() for name, value in self.network.state_dict().items()}
+        return copied(self.network.state_dict())
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> Tensors:
         """Return all that the next epoch begins with."""
-        adam = self._optimizer.state_dict()["state"]
-        moments = {
-            f"{_ADAM}{index}.{name}": value
-            for index, state in adam.items()
-            for name, value in state.items()
-        }
-        network = {f"{_NETWORK}{name}": value for name, value in self.weights().items()}
-        return {**network, **moments, "step": torch.tensor(self._step)}
+        network = copied(self.network.state_dict(), _NETWORK)
+        return {**network, **moments_of(self._optimizer), "step": torch.tensor(self._step)}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go back to what `state` returned."""
-        weights = {
-            name.removeprefix(_NETWORK): value
-            for name, value in state.items()
-            if name.startswith(_NETWORK)
-        }
-        self.network.load_state_dict(weights)
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in state.items():
-            if key.startswith(_ADAM):
-                index, _, name = key.removeprefix(_ADAM).partition(".")
-                moments.setdefault(int(index), {})[name] = value
-        held = self._optimizer.state_dict()
-        self._optimizer.load_state_dict({**held, "state": moments})
+        self.network.load_state_dict(below(_NETWORK, state))
+        restore_moments(self._optimizer, state)
         self._step = int(state["step"])
 
     def _loss(self, rows: torch.Tensor, drop: float) -> torch.Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,15 +12,18 @@ import xarray as xr
 from sklearn.base import BaseEstimator
 
 from nedx.compute.devices import check_device, resolve_device
-from nedx.decoding.targets import target_name
-from nedx.encoding.estimators.base import UnfittedError
-from nedx.encoding.fwrf_checkpoint import (
+from nedx.compute.training import (
+    BEFORE,
+    Epoch,
     Progress,
     Tensors,
     fingerprint_of,
-    read_checkpoint,
-    write_checkpoint,
+    lower,
+    seeded,
+    train_epochs,
 )
+from nedx.decoding.targets import target_name
+from nedx.encoding.estimators.base import UnfittedError
 from nedx.encoding.fwrf_store import hash_arrays
 from nedx.errors import ModelError
 from nedx.reconstruction.network_store import arrays_of
@@ -31,14 +32,10 @@ from nedx.reconstruction.prior_store import PriorModel, PriorRecipe
 from nedx.store.location import Location
 
 if TYPE_CHECKING:
-    import torch
-
     from nedx.reconstruction.prior_loop import PriorTraining
 
 _log = logging.getLogger(__name__)
-# Epochs count from 0; what comes before them has random numbers of its own.
-_BEFORE = 2**31
-_VALIDATION = 2**31 + 1
+_VALIDATION = BEFORE + 1
 
 
 class DiffusionPrior(BaseEstimator):
@@ -246,33 +243,26 @@ class DiffusionPrior(BaseEstimator):
 
     def _train(self, pairs: Pairs, recipe: PriorRecipe) -> tuple[Progress, Tensors]:
         """Train what epochs are left; return how it went, and the weights that are kept."""
-        folder = None if self.checkpoint is None else Path(self.checkpoint)
-        progress, best = Progress(self._fingerprint(pairs, recipe)), None
-        held = read_checkpoint(folder, progress.fingerprint) if folder else None
-        training = self._start(pairs, recipe)
-        if held is not None:
-            progress, state, best = held
-            training.restore(state)
-        for epoch in range(progress.epochs, self.epochs):
-            with _seeded(self.seed, epoch, training.device):
-                loss = training.epoch()
-            found = {"epoch": epoch, "loss": loss}
-            improved = True
-            if pairs.held_out.any():
-                with _seeded(self.seed, _VALIDATION, training.device):
-                    found["validation_loss"] = training.validate()
-                losses = [past["validation_loss"] for past in progress.history]
-                improved = found["validation_loss"] < min(losses, default=np.inf)
-            if not np.isfinite(list(found.values())).all():
-                raise ModelError(f"the loss of epoch {epoch} is not finite: type a smaller lr")
-            progress.history.append(found)
-            _log.info("epoch %d: %s", epoch, found)
-            if improved:
-                progress.best_epoch, best = epoch, training.weights()
-            if folder is not None:
-                write_checkpoint(folder, progress, training.state(), best if improved else None)
-        assert best is not None
-        return progress, best
+        return train_epochs(
+            lambda _: self._start(pairs, recipe),
+            lambda training, epoch: (self._epoch(training, pairs, epoch), {}),
+            lower("validation_loss"),
+            epochs=self.epochs,
+            fingerprint=self._fingerprint(pairs, recipe),
+            folder=None if self.checkpoint is None else Path(self.checkpoint),
+        )
+
+    def _epoch(self, training: PriorTraining, pairs: Pairs, epoch: int) -> Epoch:
+        """Train on all rows once; return the losses."""
+        with seeded(self.seed, epoch, training.device):
+            found = {"epoch": epoch, "loss": training.epoch()}
+        if pairs.held_out.any():
+            with seeded(self.seed, _VALIDATION, training.device):
+                found["validation_loss"] = training.validate()
+        if not np.isfinite(list(found.values())).all():
+            raise ModelError(f"the loss of epoch {epoch} is not finite: type a smaller lr")
+        _log.info("epoch %d: %s", epoch, found)
+        return found
 
     def _start(self, pairs: Pairs, recipe: PriorRecipe) -> PriorTraining:
         import torch
@@ -281,7 +271,7 @@ class DiffusionPrior(BaseEstimator):
         from nedx.reconstruction.prior_store import build
 
         device = torch.device(resolve_device(self.device))
-        with _seeded(self.seed, _BEFORE, device):
+        with seeded(self.seed, BEFORE, device):
             network = build(recipe)
         return PriorTraining(
             network,
@@ -321,13 +311,3 @@ def _described(embeddings: Labelled, targets: Labelled) -> dict[str, Any]:
     if found["training_source"] not in kinds:
         found["training_source"] = None
     return {name: str(value) for name, value in found.items() if value is not None}
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Make torch's random numbers those of an epoch, and leave the caller's as they were."""
-    import torch
-
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
-        yield

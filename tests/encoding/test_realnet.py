@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 import nedx
+from nedx.backbones.cornet_s import CORnetS
 from nedx.compute import cache
+from nedx.encoding.network_storing import read_state
 from nedx.encoding.realnet import ReAlnetEncoder
-from nedx.errors import ModelError, StimulusError
+from nedx.encoding.realnet_training import ReAlnetTraining
+from nedx.errors import ModelError, NedxError, StimulusError
 from tests.laziness import computes_at_most
 
 SMALL = {"widths": (4, 4, 4, 4), "steps": (1, 2, 1), "classes": 5}
@@ -54,6 +57,22 @@ def toy(count=24, per_concept=2, seed=0, **noise):
     return images, responses(images["image_id"].values, values)
 
 
+def lazy(ds):
+    return ds.assign(response=ds["response"].chunk(image=4))
+
+
+def opposite(ds):
+    return responses(ds["image_id"].values, -ds["response"].values)
+
+
+def trunk_file(path, seed=5):
+    """Write weights as CORnet-S was published; return them."""
+    torch.manual_seed(seed)
+    state = CORnetS(**SMALL).state_dict()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    return state
+
+
 def unseen(count):
     """Other images of other names."""
     names = np.array([f"toy:new{i}" for i in range(count)], dtype=object)
@@ -77,10 +96,11 @@ def responses(ids, values, **coords):
 def learnt(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEDX_CACHE", str(tmp_path_factory.mktemp("learnt")))
-        images, ds = toy(160)
-        parts = np.array(["train"] * 128 + ["test"] * 32, dtype=object)
+        images, ds = toy(96)
+        parts = np.array(["train"] * 64 + ["test"] * 32, dtype=object)
         ds = ds.assign_coords(partition=("image", parts))
-        encoder = ReAlnetEncoder(**{**OPTIONS, "max_epochs": 12, "batch_size": 16}).fit(images, ds)
+        options = {"max_epochs": 6, "batch_size": 8, "learning_rate": 3e-3}
+        encoder = ReAlnetEncoder(**{**OPTIONS, **options}).fit(images, ds)
         yield images, ds, encoder
 
 
@@ -89,7 +109,7 @@ def test_responses_of_a_known_map_are_learnt(learnt):
     history = encoder.history_.isel(network=0)
     assert float(history["val_loss"][-1]) < 0.6 * float(history["val_loss"][0])
     assert int(history["best_epoch"]) == np.argmin(history["val_loss"].values)
-    test = slice(128, None)
+    test = slice(64, None)
     out = images.isel(image=test).ned.encode(encoder)
     predicted, truth = out["response"].values, ds["response"].values[test]
     assert out["response"].dims == ("image", "channel", "time")
@@ -101,9 +121,9 @@ def test_held_out_concepts_are_whole_and_no_test_images(learnt):
     images, ds, encoder = learnt
     out = images.ned.encode(encoder)
     partition = out["partition"].values
-    np.testing.assert_array_equal(partition[128:], "test")
+    np.testing.assert_array_equal(partition[64:], "test")
     kinds = {}
-    for name, kind in zip(images["category"].values[:128], partition[:128], strict=True):
+    for name, kind in zip(images["category"].values[:64], partition[:64], strict=True):
         kinds.setdefault(name, set()).add(kind)
     assert all(len(found) == 1 for found in kinds.values())
     assert sum(found == {"val"} for found in kinds.values()) == round(0.1 * len(kinds))
@@ -115,11 +135,12 @@ def test_held_out_concepts_are_whole_and_no_test_images(learnt):
     np.testing.assert_allclose(out["encoding_accuracy"], r, atol=1e-4)
 
 
-def test_test_images_are_not_looked_at(learnt):
+def test_test_images_are_not_looked_at():
     """Other responses to them give the same weights."""
-    images, ds, _ = learnt
+    images, ds = toy(16)
+    ds = ds.assign_coords(partition=("image", ["train"] * 12 + ["test"] * 4))
     other = ds.copy(deep=True)
-    other["response"][128:] = 1e3
+    other["response"][12:] = 1e3
     digests = {
         ReAlnetEncoder(**ONE).fit(images, each).model_.weights_sha256 for each in (ds, other)
     }
@@ -143,9 +164,9 @@ def test_the_model_says_what_it_is_and_is_stored(learnt, tmp_path):
     assert model.recipe.model_id == "eeg-toy-realnet"
     assert "concepts, drawn with seed 0" in model.recipe.split
     assert "eeg-toy-realnet" in repr(model)
-    images.isel(image=slice(126, 130)).ned.synthesize(model, tmp_path / "made.zarr")
+    images.isel(image=slice(62, 66)).ned.synthesize(model, tmp_path / "made.zarr")
     made = nedx.open(tmp_path / "made.zarr")["response"]
-    np.testing.assert_allclose(made, out["response"].values[126:130], rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(made, out["response"].values[62:66], rtol=1e-2, atol=1e-3)
     part = model.sel(channel="Oz", time=(0.01, 0.02))
     part.to_zarr(tmp_path / "part.zarr")
     small = nedx.load_model(tmp_path / "part.zarr")
@@ -171,7 +192,7 @@ def test_encoding_computes_nothing_when_called_and_selects_first(learnt):
 )
 def test_what_is_selected_is_what_it_was(learnt, rows, channels, start, chunk):
     images, _, encoder = learnt
-    some = images.isel(image=slice(100, 130))
+    some = images.isel(image=slice(50, 80))
     whole = some.ned.encode(encoder)["response"].values
     chosen = some.chunk(image=chunk).ned.encode(encoder)["response"]
     found = chosen.isel(image=rows, channel=channels, time=slice(start, None)).values
@@ -190,7 +211,7 @@ def test_chunks_do_not_show_in_results(learnt, size):
 
 def test_scores_ceilings_profiles_and_rdms_take_what_is_predicted(learnt):
     images, ds, encoder = learnt
-    test = slice(128, None)
+    test = slice(64, None)
     rng = np.random.default_rng(3)
     means = ds["response"].values[test]
     noisy = means[:, None] + rng.standard_normal((32, 8, 3, 4)).astype(np.float32)
@@ -221,23 +242,39 @@ def test_scores_ceilings_profiles_and_rdms_take_what_is_predicted(learnt):
     assert over_time.values.min() > 0.5
 
 
-def test_a_checkpoint_goes_on_as_if_never_stopped(tmp_path):
-    images, ds = toy()
-    straight = ReAlnetEncoder(**{**OPTIONS, "max_epochs": 3}).fit(images, ds)
+def test_a_killed_training_goes_on_as_if_it_was_not(tmp_path, monkeypatch):
+    """Killed within an epoch of the second subject, and asked for fewer epochs at first."""
+    images, ds = toy(12)
+    tree = xr.DataTree.from_dict({"sub-01": ds, "sub-02": opposite(ds)})
+    options = {**OPTIONS, "max_epochs": 3, "validation": 0.2}
+    straight = ReAlnetEncoder(**options).fit(images, tree)
     folder = tmp_path / "checkpoint"
-    for epochs in (1, 3):
-        options = {**OPTIONS, "max_epochs": epochs, "checkpoint": folder}
-        stopped = ReAlnetEncoder(**options).fit(images, ds)
-    xr.testing.assert_identical(stopped.history_, straight.history_)
-    assert stopped.model_.weights_sha256 == straight.model_.weights_sha256
+    ReAlnetEncoder(**{**options, "max_epochs": 1, "checkpoint": folder}).fit(images, tree)
+    done, step = [], ReAlnetTraining.step
+
+    def killed(self, *batch):
+        # Two steps an epoch: the sixth is the second of the second subject's second epoch.
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(batch)
+        return step(self, *batch)
+
+    monkeypatch.setattr(ReAlnetTraining, "step", killed)
+    resumed = ReAlnetEncoder(**{**options, "checkpoint": folder})
+    with pytest.raises(KeyboardInterrupt):
+        resumed.fit(images, tree)
+    monkeypatch.setattr(ReAlnetTraining, "step", step)
+    resumed.fit(images, tree)
+    xr.testing.assert_identical(resumed.history_, straight.history_)
+    assert resumed.model_.weights_sha256 == straight.model_.weights_sha256
     with pytest.raises(ModelError, match="another training"):
-        ReAlnetEncoder(**{**OPTIONS, "checkpoint": folder, "beta": 1.0}).fit(images, ds)
+        ReAlnetEncoder(**{**options, "checkpoint": folder, "beta": 1.0}).fit(images, tree)
 
 
 def test_monitor_trains_as_without_and_differs_in_the_loss():
-    images, ds = toy()
+    images, ds = toy(12)
     found = {
-        kind: ReAlnetEncoder(**{**OPTIONS, "contrastive": kind, "validation": 0}).fit(images, ds)
+        kind: ReAlnetEncoder(**{**ONE, "contrastive": kind, "validation": 0}).fit(images, ds)
         for kind in ("monitor", None, "pearson")
     }
     digests = {kind: each.model_.weights_sha256 for kind, each in found.items()}
@@ -246,13 +283,17 @@ def test_monitor_trains_as_without_and_differs_in_the_loss():
     assert means["monitor"] > means[None] + 0.1
 
 
-def test_each_subject_begins_with_the_same_trunk():
+@pytest.mark.parametrize("given", [False, True])
+def test_each_subject_begins_with_the_same_trunk(tmp_path, given):
     """Two subjects with the same responses get the same network, whoever comes first."""
-    images, ds = toy()
-    other = responses(ds["image_id"].values, -ds["response"].values)
-    tree = xr.DataTree.from_dict({"sub-01": other, "sub-02": ds})
-    encoder = ReAlnetEncoder(**ONE).fit(images, tree)
-    alone = ReAlnetEncoder(**ONE).fit(images, ds)
+    images, ds = toy(12)
+    tree = xr.DataTree.from_dict({"sub-01": opposite(ds), "sub-02": ds})
+    options = {**ONE, "validation": 0}
+    if given:
+        trunk_file(tmp_path / "trunk.pth")
+        options["weights"] = tmp_path / "trunk.pth"
+    encoder = ReAlnetEncoder(**options).fit(images, tree)
+    alone = ReAlnetEncoder(**options).fit(images, ds)
     new = unseen(4)
     out = new.ned.encode(encoder)
     assert out["response"].dims == ("subject", "image", "channel", "time")
@@ -267,7 +308,7 @@ def test_each_subject_begins_with_the_same_trunk():
 
 
 def test_subjects_on_one_dimension_are_those_of_a_tree(tmp_path):
-    images, ds = toy()
+    images, ds = toy(12)
     second = responses(ds["image_id"].values, ds["response"].values ** 2)
     tree = xr.DataTree.from_dict({"sub-01": ds, "sub-02": second})
     names = np.array(["sub-01", "sub-02"], dtype=object)
@@ -281,6 +322,13 @@ def test_subjects_on_one_dimension_are_those_of_a_tree(tmp_path):
     test = test.assign_coords(subject=names).assign(response=(dims, values.astype("f4"), ATTRS))
     out = fitted[1].evaluate(new, test)
     assert out["accuracy"].dims == ("subject", "channel", "time")
+    children = xr.DataTree.from_dict(
+        {name: test.isel(subject=i, drop=True) for i, name in enumerate(names)}
+    )
+    for i, name in enumerate(names):
+        ds = fitted[1].evaluate(new, children)[name]
+        assert ds["accuracy"].dims == ("channel", "time")
+        np.testing.assert_allclose(ds["accuracy"], out["accuracy"][i], atol=1e-6)
     fitted[0].to_zarr(tmp_path / "model.zarr")
     model = nedx.load_model(tmp_path / "model.zarr")
     shutil.rmtree(tmp_path / "model.zarr" / "networks" / "sub-01")
@@ -300,22 +348,21 @@ def test_a_subject_that_came_further_keeps_its_epochs(tmp_path):
     assert history["best_epoch"].values.tolist() == [1, 0]
 
 
-def test_trunk_weights_are_read_and_the_file_is_not_changed(tmp_path):
-    from nedx.backbones.cornet_s import CORnetS
-
-    torch.manual_seed(5)
-    trunk = CORnetS(**SMALL)
+def test_trunk_weights_are_read_and_another_file_is_another_training(tmp_path):
     path = tmp_path / "trunk.pth"
-    torch.save({"state_dict": {f"module.{k}": v for k, v in trunk.state_dict().items()}}, path)
-    images, ds = toy()
-    options = {**OPTIONS, "learning_rate": 1e-12, "max_epochs": 1, "weights": path}
+    trunk = trunk_file(path)
+    images, ds = toy(8)
+    given = {"learning_rate": 1e-12, "validation": 0, "weights": path}
+    options = {**ONE, **given, "checkpoint": tmp_path / "checkpoint"}
     encoder = ReAlnetEncoder(**options).fit(images, ds)
-    from nedx.encoding.network_storing import read_state
-
     state = read_state(encoder.model_.ref, encoder.model_.subjects[0])
-    for name, expected in trunk.named_parameters():
-        np.testing.assert_allclose(state[f"realnet.{name}"], expected.detach(), atol=1e-9)
+    for name, expected in CORnetS(**SMALL).named_parameters():
+        np.testing.assert_allclose(state[f"realnet.{name}"], trunk[name], atol=1e-9)
+        assert expected.shape == trunk[name].shape
     assert encoder.model_.recipe.backbone.weights.source == str(path)
+    trunk_file(path, seed=6)
+    with pytest.raises(ModelError, match="another training"):
+        ReAlnetEncoder(**options).fit(images, ds)
 
 
 def test_repetitions_and_trials_are_averaged():
@@ -339,6 +386,30 @@ def test_repetitions_and_trials_are_averaged():
         np.testing.assert_allclose(out, outs[0], atol=1e-3)
 
 
+def test_labels_are_strings_of_any_kind():
+    """As xarray reads them from Zarr, numpy casts them to no other strings."""
+
+    def read(ds):
+        names = [n for n in ("image_id", "category", "channel", "partition") if n in ds.coords]
+        held = {n: ds[n].copy(data=ds[n].values.astype(np.dtypes.StringDType())) for n in names}
+        return ds.drop_indexes(set(names) & set(ds.indexes)).assign_coords(held)
+
+    images, ds = toy(12)
+    parts = np.array(["train"] * 10 + ["test"] * 2, dtype=object)
+    images = images.assign_coords(partition=("image", parts))
+    options = {**ONE, "validation": 0.2}
+    expected = ReAlnetEncoder(**options).fit(images, ds)
+    encoder = ReAlnetEncoder(**options).fit(read(images), read(ds))
+    assert encoder.model_.weights_sha256 == expected.model_.weights_sha256
+    assert encoder.model_.recipe.split == expected.model_.recipe.split
+    test = {"image": slice(10, None)}
+    out = encoder.evaluate(read(images).isel(test), read(ds).isel(test))
+    shown = images.isel(test).drop_vars("partition").ned.encode(expected)
+    np.testing.assert_array_equal(out["response_predicted"], shown["response"])
+    fresh = read(images).drop_vars("partition").ned.encode(encoder)["partition"].values
+    assert sorted(set(fresh)) == ["test", "train", "val"]
+
+
 def test_it_has_the_manners_of_scikit_learn():
     encoder = ReAlnetEncoder(**OPTIONS)
     assert clone(encoder).get_params() == encoder.get_params()
@@ -352,12 +423,30 @@ def test_it_has_the_manners_of_scikit_learn():
         ({"contrastive": "spearman"}, "type 'pearson', 'monitor' or None"),
         ({"batch_size": 1}, "batch_size is 1; it is at least 2"),
         ({"validation": 0.01}, "give another share"),
+        ({"validation": -0.1}, "from 0 to below 1"),
+        ({"learning_rate": 0}, "learning_rate is 0; it is above 0"),
+        ({"learning_rate": np.nan}, "learning_rate is nan"),
+        ({"beta": -1}, "beta is -1; it is at least 0"),
+        ({"seed": -1}, "seed is -1; it is at least 0"),
+        ({"trunk": {"width": 4}}, "trunk takes widths, steps, classes, not width"),
+        ({"trunk": {"widths": (4, 4, 4)}}, "is no CORnet-S"),
+        ({"trunk": {"steps": (1, 0, 1)}}, "is no CORnet-S"),
+        ({"weights": "absent.pth"}, "there is no weight file at absent.pth"),
+        ({"policy": "square"}, "unknown preprocessing policy"),
     ],
 )
 def test_wrong_parameters_are_told_before_any_work(options, message):
     images, ds = toy()
-    with pytest.raises(ModelError, match=message):
-        ReAlnetEncoder(**{**OPTIONS, **options}).fit(images, ds)
+    with computes_at_most(0), pytest.raises(NedxError, match=message):
+        ReAlnetEncoder(**{**OPTIONS, **options}).fit(images, lazy(ds))
+
+
+def test_weights_of_another_network_are_told_before_any_work(tmp_path):
+    images, ds = toy()
+    torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
+    encoder = ReAlnetEncoder(**{**OPTIONS, "weights": tmp_path / "other.pth"})
+    with computes_at_most(0), pytest.raises(ModelError, match="does not hold the weights"):
+        encoder.fit(images, lazy(ds))
 
 
 def test_wrong_data_are_told_before_any_work():
@@ -376,6 +465,7 @@ def test_wrong_data_are_told_before_any_work():
         (images, ds.rename(channel="voxel").drop_vars("voxel"), ModelError, "channels by times"),
         (images.drop_vars("image_id"), ds, StimulusError, "no 'image_id'"),
         (images.drop_vars("pixels"), ds, StimulusError, "'pixels'"),
+        (images, None, ModelError, "no 'response' to train on, only pixels"),
         (odd, ds, StimulusError, "square"),
         (tested, ds.assign_coords(partition=("image", ["train"] * 24)), ModelError, "'test' by"),
     ):

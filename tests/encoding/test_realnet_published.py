@@ -14,7 +14,7 @@ from nedx.errors import ModelError
 
 ARCHITECTURE = ReAlnetArchitecture(
     widths=(4, 5, 6, 7),
-    steps=(2, 3, 1),
+    steps=(1, 3, 1),
     classes=9,
     features=8,
     image_size=224,
@@ -70,6 +70,33 @@ def test_outputs_are_those_of_the_checkpoint(tmp_path, order, shape):
     np.testing.assert_allclose(part, expected[:, 1:2, 1:3], atol=1e-4)
     assert out["response"].attrs["normalization"] == "zscore"
     nedx.validate(out)
+
+
+def test_names_are_those_of_the_published_files(tmp_path):
+    """As `DataParallel` around CORnet-S, and linear layers beside it, give them."""
+    checkpoint(tmp_path / "best_model_params.pt")
+    names = set(torch.load(tmp_path / "best_model_params.pt", weights_only=True))
+    assert {
+        *("realnet.module.V1.conv1.weight", "realnet.module.V1.norm2.running_var"),
+        *("realnet.module.V2.conv_input.weight", "realnet.module.V2.skip.weight"),
+        *("realnet.module.V4.norm_skip.bias", "realnet.module.V4.norm3_2.weight"),
+        *("realnet.module.IT.conv3.weight", "realnet.module.decoder.linear.bias"),
+        *("fc_v1.weight", "fc_v2.bias", "fc_v4.weight", "fc_it.bias", "fc.weight", "fc.bias"),
+    } <= names
+
+
+def test_outputs_that_were_trained_are_taken(tmp_path):
+    """The files of Image2EEG have 100 outputs and predict the mean of the channels by 20."""
+    network = checkpoint(tmp_path / "best.pt", n_channels=5, n_times=20)
+    stimuli, times = images(2), np.arange(20) / 100
+    mean = {"channels": ["mean"], "times": times, "outputs": range(20, 40)}
+    out = stimuli.ned.encode(open_published(tmp_path / "best.pt", **mean))["response"]
+    assert out.dims == ("image", "channel", "time")
+    np.testing.assert_allclose(out[:, 0], flat_outputs(network, stimuli)[:, 20:40], atol=1e-4)
+    with pytest.raises(ModelError, match=r"has outputs 0 to 99; asked for are 90 to 109"):
+        open_published(tmp_path / "best.pt", **{**mean, "outputs": range(90, 110)})
+    with pytest.raises(ModelError, match=r"has 10 outputs; 1 channels of 20 times are 20"):
+        open_published(tmp_path / "best.pt", **{**mean, "outputs": range(10)})
 
 
 def test_several_subjects_are_one_model(tmp_path):

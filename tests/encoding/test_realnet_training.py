@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
-from nedx.encoding.realnet_losses import generation_loss
+from nedx.encoding.realnet_losses import generation_loss, task_loss
 from nedx.encoding.realnet_network import ReAlnet
 from nedx.encoding.realnet_recipe import ReAlnetArchitecture
 from nedx.encoding.realnet_training import ReAlnetTraining
@@ -63,6 +64,50 @@ def test_the_contrastive_term_has_a_gradient_as_pearson_and_none_as_monitor():
     up, down = (published(p + s, y, lambda a, b: np.corrcoef(a, b)[0, 1]) for s in (step, -step))
     assert gradients["pearson"][2, 3] == pytest.approx((up - down) / 2e-5, rel=1e-5)
     assert abs(gradients["pearson"] - gradients[None]).max() > 1e-2
+
+
+@pytest.mark.parametrize("term", ["task", "distance", "contrast"])
+def test_every_term_of_the_loss_has_a_gradient(term):
+    """The task moves the trunk alone, both terms of the generation loss trunk and head."""
+    made = network().train()
+    teacher = copy.deepcopy(made.realnet).eval()
+    images, y = pair()
+    logits, p = made(images)
+    with torch.no_grad():
+        wanted = teacher(images)
+    bare = generation_loss(p, y, None)
+    loss = {
+        "task": task_loss(logits, wanted),
+        "distance": bare,
+        "contrast": generation_loss(p, y, "pearson") - bare,
+    }[term]
+    names, tensors = zip(*made.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, tensors, allow_unused=True)
+    moved = {
+        name.partition(".")[0]
+        for name, g in zip(names, found, strict=True)
+        if g is not None and float(g.abs().max()) > 1e-6
+    }
+    heads = set() if term == "task" else {"fc_v1", "fc_v2", "fc_v4", "fc_it", "fc"}
+    assert moved == {"realnet"} | heads
+
+
+def test_validation_keeps_no_images():
+    """What is held out may be more images than memory holds."""
+    alive = weakref.WeakSet()
+
+    def pairs():
+        for seed in range(5):
+            images, y = pair(seed=seed)
+            alive.add(images)
+            assert len(alive) <= 2
+            yield images, y
+
+    training = ReAlnetTraining(network())
+    terms, predicted, measured = training.validate(pairs())
+    torch.testing.assert_close(measured, torch.cat([pair(seed=seed)[1] for seed in range(5)]))
+    assert predicted.shape == measured.shape
+    assert terms[-1] == pytest.approx(terms[0] + 100 * terms[1])
 
 
 def test_a_batch_of_one_image_has_no_others():

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import ModelError, close_matches
+from nedx.metrics.repeats import labels_of
 from nedx.schema import neuroid_dim, role_dim, sample_dim
 
 
@@ -105,7 +106,7 @@ def measured(responses: xr.Dataset, *, each: bool = False, groups: str | None = 
     if "model" in array.dims:
         raise ModelError("these are predictions of models (dim 'model'), not responses to fit to")
     named = "image_id" in array.coords
-    ids = array["image_id"].values.astype(str).astype(object) if named else None
+    ids = labels_of(array, "image_id").astype(object) if named else None
     grouping = None if groups is None else _grouping(responses, groups, sample)
     repetition = role_dim(responses, "repetition")
     if array.dtype == np.float16:
