@@ -10,6 +10,7 @@ import xarray as xr
 
 from nedx.errors import SelectionError, close_matches
 from nedx.export.pieces import one_group, pick
+from nedx.metrics.repeats import labels_of
 from nedx.plot.drawing import axes_or_new, named
 from nedx.schema import neuroid_dim, role_dim, sample_dim
 from nedx.selection import Names, select
@@ -106,7 +107,7 @@ def _chosen(ds: xr.Dataset, image: str | int | None, channel: Names | None) -> x
         return ds
     dim = sample_dim(ds)
     if isinstance(image, str):
-        names = ds["image_id"].values.astype(str) if "image_id" in ds.coords else np.empty(0, str)
+        names = labels_of(ds, "image_id") if "image_id" in ds.coords else np.empty(0, str)
         rows = np.flatnonzero(names == image)
         if not rows.size:
             raise SelectionError(f"there is no image {image!r}: {close_matches(image, names)}")
@@ -143,9 +144,12 @@ def _lines(
         trials = one.astype(np.float64).mean([dim for dim in one.dims if dim not in kept])
         error = None
         if repetition is not None and one.sizes[repetition] > 1:
-            error = trials.std(repetition, ddof=1) / np.sqrt(one.sizes[repetition])
+            error = trials.std(repetition, ddof=1) / np.sqrt(trials.count(repetition))
         mean = trials if repetition is None else trials.mean(repetition)
-        guess = other.astype(np.float64).mean([dim for dim in other.dims if dim != time])
+        there = one.notnull() if repetition is None else one.notnull().any(repetition)
+        # What was not measured is left out of both means.
+        guess = other.astype(np.float64).where(there)
+        guess = guess.mean([dim for dim in guess.dims if dim != time])
         found[label] = mean, error, guess
     return found
 

@@ -71,6 +71,20 @@ def test_the_mean_of_all_images_by_channel():
     assert same is ax
 
 
+def test_what_was_not_measured_is_in_no_mean():
+    """Absent repetitions and images are NaN: fewer of them make a wider band."""
+    ds = both().compute()
+    ds["response"][3, 4:] = np.nan
+    ds["response"][1] = np.nan
+    ax = ds.ned.plot.waveforms("t:3", channel="Oz")
+    trials = ds.response.values[3, :4, 1].astype(np.float64)
+    edges = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert edges.max() == pytest.approx((trials.mean(0) + sem(trials, axis=0)).max(), abs=1e-6)
+    guess = drawn(ds.ned.plot.waveforms(channel="Oz"))[1]
+    kept = ds.response_predicted.values[[0, 2, 3, 4], 1]
+    np.testing.assert_allclose(guess, kept.mean(0), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("ds", "arguments", "message"),
     [
