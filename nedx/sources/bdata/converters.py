@@ -14,17 +14,18 @@ import xarray as xr
 
 from nedx.errors import SourceError
 from nedx.sources.bdata.features import listed
-from nedx.sources.bdata.matlab_arrays import open_array, read_stored
+from nedx.sources.bdata.matlab_arrays import open_array
+from nedx.sources.bdata.norms import missing_norms, read_norms
 from nedx.store.location import Location
 
 MATRICES = ("transformation.mat", "NCconverter.mat")
 """Files that hold M, the first that is there counts."""
 
 _NORMS = {
-    "source_mean": ("source_voxel", "x_mean"),
-    "source_deviation": ("source_voxel", "x_norm"),
-    "target_mean": ("voxel", "y_mean"),
-    "target_deviation": ("voxel", "y_norm"),
+    "x_mean": ("source_mean", "source_voxel"),
+    "x_norm": ("source_deviation", "source_voxel"),
+    "y_mean": ("target_mean", "voxel"),
+    "y_norm": ("target_deviation", "voxel"),
 }
 
 
@@ -53,17 +54,14 @@ def open_converter(folder: str | Path | Location) -> xr.Dataset:
     """
     root = Location.of(folder)
     names = {name for name, _ in listed(root, "")}
-    lacking = [f"{old}.mat" for _, old in _NORMS.values() if f"{old}.mat" not in names]
+    lacking = missing_norms(names)
     matrix = next((name for name in MATRICES if name in names), None)
     if lacking or matrix is None:
         missing = lacking if matrix else [*lacking, " or ".join(MATRICES)]
         raise SourceError(
             f"{root.url} lacks {', '.join(missing)}, so that it is no folder of a converter"
         )
-    norms = {
-        new: (dim, np.ravel(read_stored(root, f"{old}.mat", old)))
-        for new, (dim, old) in _NORMS.items()
-    }
+    norms = {_NORMS[name][0]: (_NORMS[name][1], one) for name, one in read_norms(root).items()}
     source, target = len(norms["source_mean"][1]), len(norms["target_mean"][1])
     whole = open_array(root.child(matrix), "M")
     if whole.shape not in ((source, target), (source + 1, target)):

@@ -8,12 +8,11 @@ the weights of a unit most are 0: what is kept are its voxels and their weights,
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -25,13 +24,8 @@ from nedx.errors import SourceError
 from nedx.selection import Names
 from nedx.sources.bdata.features import listed, tree_files
 from nedx.sources.bdata.matlab_arrays import StoredArray, open_stored, read_stored
-from nedx.sources.berg.pickles import (
-    ADMITTED,
-    admitted_global,
-    as_dictionary,
-    damage_explained,
-    resolved,
-)
+from nedx.sources.bdata.norms import missing_norms, read_norms
+from nedx.sources.berg.pickles import ADMITTED, as_dictionary, damage_explained, unpickled
 from nedx.sources.berg.streams import opened, url_of
 from nedx.store.location import Location
 
@@ -45,6 +39,12 @@ _PICKLED: Mapping[tuple[str, str], Any] = {
 }
 _WEIGHTS, _BIAS = "_FastL2LiR__W", "_FastL2LiR__b"
 _UNITS_PER_TASK = 1024
+_NORMS = {
+    "x_mean": "response_mean",
+    "x_norm": "response_deviation",
+    "y_mean": "feature_mean",
+    "y_norm": "feature_deviation",
+}
 
 
 def open_decoders(
@@ -118,15 +118,11 @@ def open_decoder(folder: str | Path | Location) -> xr.Dataset:
     root = Location.of(folder)
     names = {name for name, _ in listed(root, "")}
     _check_finished(root, names)
-    norms = {
-        new: _vector(root, names, old)
-        for new, old in (
-            ("response_mean", "x_mean"),
-            ("response_deviation", "x_norm"),
-            ("feature_mean", "y_mean"),
-            ("feature_deviation", "y_norm"),
+    if missing := missing_norms(names):
+        raise SourceError(
+            f"{root.url} has no {', '.join(missing)}, so that it is no folder of a decoder"
         )
-    }
+    norms = {_NORMS[name]: values for name, values in read_norms(root).items()}
     shape = open_stored(root, "y_mean.mat", "y_mean").shape[1:]
     voxels, units = len(norms["response_mean"]), len(norms["feature_mean"])
     parts = _parts(root, names, voxels, units)
@@ -135,7 +131,7 @@ def open_decoder(folder: str | Path | Location) -> xr.Dataset:
             f"{root.url} has weights of {sum(part.units for part in parts):,} units, y_mean has "
             f"{units:,}: files are missing, or of another layer"
         )
-    index, weight, bias = _joined(parts, _selected(parts[0]))
+    index, weight, bias = _joined(parts, _selected(parts, norms["feature_deviation"] > 0))
     dims = {"response_mean": "voxel", "response_deviation": "voxel"}
     variables = {
         "index": (("unit", "selected"), index),
@@ -159,13 +155,6 @@ def _check_finished(root: Location, names: set[str]) -> None:
         return
     if status != "done":
         raise SourceError(f"the decoder in {root.url} was not finished: its status is {status!r}")
-
-
-def _vector(root: Location, names: set[str], name: str) -> np.ndarray:
-    """Read a mean or a deviation, in C order."""
-    if f"{name}.mat" not in names:
-        raise SourceError(f"{root.url} has no {name}.mat, so that it is no folder of a decoder")
-    return np.ravel(read_stored(root, f"{name}.mat", name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,13 +219,24 @@ class Part:
         return found
 
 
-def _selected(part: Part) -> int:
-    """Return how many voxels units have, as the first ones say: it is the same for all."""
-    if part.values is not None and part.values % part.units == 0:
+def _selected(parts: Sequence[Part], varied: np.ndarray) -> int:
+    """Return how many voxels a unit has, the same for all, as the first ones that varied say.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+    varied : ndarray of bool, (unit,)
+        Units that did while they were fitted; of others files have NaN or 0.
+    """
+    first = parts[0]
+    if first.values and first.values % first.units == 0 and varied[: first.units].all():
         # All units have as many, as they should: no need to read any.
-        return part.values // part.units
-    _, unit, _, _ = part.counted()
-    return int(max(1, np.bincount(unit, minlength=part.units).max(initial=1)))
+        return first.values // first.units
+    for part in parts:
+        _, unit, _, _ = part.counted()
+        if unit.size:
+            return int(np.bincount(unit).max())
+    return 1
 
 
 def _joined(parts: list[Part], selected: int) -> tuple[da.Array, da.Array, da.Array]:
@@ -370,18 +370,6 @@ def _values(
     return where[0], np.ravel_multi_index(where[1:], shape[1:]), value
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads arrays and plain holders of attributes; nothing else is imported or run."""
-
-    def __init__(self, file: IO[bytes], url: str):
-        super().__init__(file)
-        self.url = url
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what a global of the file stands for here."""
-        return admitted_global(_PICKLED, self.url, module, name)
-
-
 def _of_pickle(root: Location, key: str, voxels: int) -> Part:
     weights, _ = _read_pickle(root, key)
     if len(weights) != voxels:
@@ -408,7 +396,7 @@ def _read_pickle(root: Location, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return ``W (voxel, unit)`` and ``b (unit,)`` with units in C order."""
     url = url_of(root, key)
     with opened(root, key) as file, damage_explained(url):
-        held = as_dictionary(resolved(_Unpickler(file, url).load()), url)
+        held = as_dictionary(unpickled(file, url, _PICKLED), url)
     if lacking := [name for name in ("model", "y_shape") if name not in held]:
         raise SourceError(f"{url} lacks {', '.join(lacking)}: it is no decoder")
     parameters = vars(held["model"]) if isinstance(held["model"], SimpleNamespace) else {}

@@ -16,9 +16,9 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
-from nedx.errors import CorruptStoreError, SourceError, StoreError, close_matches, require
+from nedx.errors import SourceError, StoreError, close_matches, require
 from nedx.sources.berg.hdf5 import HDF5_LOCK
-from nedx.sources.berg.streams import opened, stamp, url_of
+from nedx.sources.berg.streams import damage_told, opened, stamp, url_of
 from nedx.store.location import Location
 
 SPARSE = "__bdpy_sparse_arrray"
@@ -28,6 +28,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # HDF5 begins at the start of a file, or behind a block of the user's.
 _SIGNATURE_AT = (0, 512, 1024, 2048)
 _BLOCK_BYTES = 2**24
+_DAMAGE = (OSError, RuntimeError, KeyError)
 
 
 def folder_and_name(place: str | Path | Location) -> tuple[Location, str]:
@@ -63,15 +64,16 @@ def opened_file(location: Location, key: str) -> Iterator[Any]:
     with opened(location, key) as file:
         start = file.read(_SIGNATURE_AT[-1] + len(_SIGNATURE))
         file.seek(0)
+        fault = "cut short, damaged, or neither HDF5 nor a MATLAB file"
+        explained = damage_told(url_of(location, key), _DAMAGE, fault)
         if any(start[at : at + len(_SIGNATURE)] == _SIGNATURE for at in _SIGNATURE_AT):
             h5py = require("h5py", "hdf5")
             # Of a file on this machine the library reads strided parts much faster itself.
             target = file.name if location.is_local else file
-            explained = _damage_explained(location, key)
             with HDF5_LOCK, explained, h5py.File(target, "r") as container:
                 yield container
             return
-        with _damage_explained(location, key):
+        with explained:
             yield _matlab_5(file)
 
 
@@ -87,19 +89,6 @@ def _matlab_5(file: Any) -> dict[str, Any]:
         # scipy raises classes of its own, and those of struct and numpy.
         raise OSError(str(error)) from error
     return {name: value for name, value in found.items() if not name.startswith("__")}
-
-
-@contextmanager
-def _damage_explained(location: Location, key: str) -> Iterator[None]:
-    try:
-        yield
-    except (StoreError, SourceError):
-        raise
-    except (OSError, RuntimeError, KeyError) as error:
-        raise CorruptStoreError(
-            f"{url_of(location, key)} is cut short, damaged, or neither HDF5 nor a MATLAB file "
-            f"({error}). Fetch it again"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ import tokenize
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
 
-from nedx.errors import CorruptStoreError, ModelError, StoreError
-from nedx.sources.berg.streams import inflated, opened, url_of
+from nedx.errors import CorruptStoreError, ModelError
+from nedx.sources.berg.streams import damage_told, inflated, opened, url_of
 from nedx.store.location import Location
 
 UNREAD = "final_params"
@@ -193,6 +193,26 @@ class _Unpickler(pickle.Unpickler):
         return dtype, name
 
 
+def unpickled(file: IO[bytes], url: str, admitted: Mapping[tuple[str, str], Any] = ADMITTED) -> Any:
+    """Read a pickle of what is admitted and nothing else.
+
+    Parameters
+    ----------
+    file : file
+        Where the pickle begins.
+    url : str
+        For messages.
+    admitted : mapping of (module, name) to what stands for it
+        What the pickle may name.
+
+    Raises
+    ------
+    ModelError
+        If it names anything else.
+    """
+    return resolved(_Unpickler(file, url, admitted).load())
+
+
 class _JoblibUnpickler(pickle._Unpickler):
     """The same in Python: it reads no further than it must, so that arrays may lie in between."""
 
@@ -269,7 +289,7 @@ def read_npy(location: Location, key: str) -> dict[str, Any]:
     with opened(location, key) as file:
         check_header(file, url)
         with damage_explained(url):
-            whole = resolved(_Unpickler(file, url, ADMITTED).load())
+            whole = unpickled(file, url)
     if isinstance(whole, np.ndarray) and whole.shape == ():
         whole = whole.item()
     return as_dictionary(whole, url)
@@ -385,15 +405,6 @@ def as_dictionary(value: Any, url: str) -> dict[str, Any]:
     return value
 
 
-@contextmanager
-def damage_explained(url: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes readers raise into one error that names it."""
-    try:
-        yield
-    except (StoreError, ModelError):
-        raise
-    except _DAMAGE as error:
-        reason = str(error) or type(error).__name__
-        raise CorruptStoreError(f"{url} is cut short or damaged ({reason}). Fetch it again") from (
-            error
-        )
+def damage_explained(url: str) -> AbstractContextManager[None]:
+    """Turn whatever a damaged pickle makes readers raise into one error that names it."""
+    return damage_told(url, _DAMAGE)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from nedx.errors import StoreError
+from nedx.errors import CorruptStoreError, NedxError, StoreError
 from nedx.store.location import Location, remote_errors
 
 _BUFFER = 2**20
@@ -58,6 +58,35 @@ def opened(location: Location, key: str) -> Iterator[IO[bytes]]:
         raise
     except remote_errors() as error:
         raise location.failed(error, key) from error
+
+
+@contextmanager
+def damage_told(
+    url: str, damage: tuple[type[Exception], ...], fault: str = "cut short or damaged"
+) -> Iterator[None]:
+    """Turn what a damaged file makes a reader raise into one error that names the file.
+
+    Parameters
+    ----------
+    url : str
+        The file.
+    damage : tuple of exceptions
+        What the reader raises of such files.
+    fault : str
+        What the file then is.
+
+    Raises
+    ------
+    CorruptStoreError
+        For these; errors of nedx pass as they are.
+    """
+    try:
+        yield
+    except NedxError:
+        raise
+    except damage as error:
+        reason = str(error) or type(error).__name__
+        raise CorruptStoreError(f"{url} is {fault} ({reason}). Fetch it again") from error
 
 
 def inflated(file: IO[bytes]) -> IO[bytes]:

@@ -48,8 +48,13 @@ def test_a_converter_converts_as_published(tmp_path, bias, name):
 
 
 def test_folders_that_are_not_whole(tmp_path):
+    write_converter(tmp_path / "norm")
+    write_dense(tmp_path / "norm" / "y_norm.mat", "y_norm", np.ones((1, TARGET + 2)))
+    with pytest.raises(SourceError, match="7 values in y_mean, 9 in y_norm"):
+        open_converter(tmp_path / "norm")
     write_converter(tmp_path / "a")
-    write_dense(tmp_path / "a" / "y_mean.mat", "y_mean", np.zeros((1, TARGET + 2)))
+    for name in ("y_mean", "y_norm"):
+        write_dense(tmp_path / "a" / f"{name}.mat", name, np.ones((1, TARGET + 2)))
     with pytest.raises(SourceError, match=r"needs \(10, 9\), or \(9, 9\) without a bias"):
         open_converter(tmp_path / "a")
     (tmp_path / "a" / "transformation.mat").unlink()

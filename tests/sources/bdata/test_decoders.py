@@ -6,69 +6,23 @@ import pickle
 
 import numpy as np
 import pytest
-import yaml
 from sklearn.linear_model import Ridge
 
 from nedx.errors import ModelError, SelectionError, SourceError
 from nedx.linear.l2lir import L2LiRFit
 from nedx.sources.bdata.decoders import open_decoder, open_decoders
 from tests.laziness import computes_at_most
-from tests.sources.bdata.files import write_dense, write_sparse
-
-VOXELS, SELECTED = 20, 6
-RNG = np.random.default_rng(0)
-
-
-def decoder(shape):
-    """Return W with SELECTED voxels a unit, b, and the four norms, as they are published."""
-    units = int(np.prod(shape))
-    weights = np.zeros((VOXELS, units), np.float32)
-    for unit in range(units):
-        chosen = RNG.choice(VOXELS, SELECTED, replace=False)
-        weights[chosen, unit] = RNG.standard_normal(SELECTED)
-    norms = {
-        "x_mean": RNG.standard_normal((1, VOXELS)),
-        "x_norm": 1 + RNG.random((1, VOXELS)),
-        "y_mean": RNG.standard_normal((1, *shape)),
-        "y_norm": 1 + RNG.random((1, *shape)),
-    }
-    bias = RNG.standard_normal((1, *shape)).astype(np.float32)
-    norms = {key: value.astype(np.float32) for key, value in norms.items()}
-    return {"W": weights.reshape(VOXELS, *shape), "b": bias, **norms}
-
-
-def write_norms(folder, parts, status="done"):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("x_mean", "x_norm", "y_mean", "y_norm"):
-        write_dense(folder / f"{name}.mat", name, parts[name])
-    info = {"_status": {"computation_id": "x", "computation_status": status}}
-    (folder / "info.yaml").write_text(yaml.safe_dump(info))
-
-
-def write_channels(folder, parts, writer="cells"):
-    write_norms(folder, parts)
-    for name in "Wb":
-        (folder / name).mkdir()
-    for channel in range(parts["b"].shape[1]):
-        file = f"{channel:08d}.mat"
-        write_sparse(folder / "W" / file, "W", parts["W"][:, [channel]], writer=writer)
-        write_dense(folder / "b" / file, "b", parts["b"][:, [channel]])
-
-
-def write_whole(folder, parts, *, sparse):
-    write_norms(folder, parts)
-    if sparse:
-        write_sparse(folder / "W.mat", "W", parts["W"])
-    else:
-        write_dense(folder / "W.mat", "W", parts["W"])
-    write_dense(folder / "b.mat", "b", parts["b"])
-
-
-def predicted(parts, x):
-    """Decode as published: standardise, multiply, bring back."""
-    z = (x - parts["x_mean"]) / parts["x_norm"]
-    y = np.tensordot(z, parts["W"], 1) + parts["b"]
-    return (y * parts["y_norm"] + parts["y_mean"]).reshape(len(x), -1)
+from tests.sources.bdata.decoder_files import (
+    RNG,
+    SELECTED,
+    VOXELS,
+    decoder,
+    predicted,
+    write_channels,
+    write_norms,
+    write_whole,
+)
+from tests.sources.bdata.files import write_dense
 
 
 def decoded(ds, x):
@@ -144,6 +98,30 @@ def test_units_that_never_varied_predict_their_mean(tmp_path):
     index = ds["index"].values
     assert all(len(set(row)) == SELECTED for row in index.tolist())
     assert (np.diff(index, axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, 0])
+@pytest.mark.parametrize("units", [[0], [0, 1, 2]])
+def test_units_that_never_varied_do_not_say_how_many_voxels_there_are(tmp_path, value, units):
+    """Whole channels never vary: files then have NaN for all voxels of a unit, or no weight."""
+    parts = decoder((3, 3, 2))
+    for part, dead in ((parts["W"], value), (parts["b"], value), (parts["y_norm"], 0)):
+        part[:, 0, units] = dead
+    write_channels(tmp_path / "model", parts)
+    ds = open_decoder(tmp_path / "model")
+    assert ds.sizes["selected"] == SELECTED
+    parts["W"][:, 0, units] = parts["b"][:, 0, units] = 0
+    np.testing.assert_allclose(decoded(ds, X), predicted(parts, X), rtol=1e-5, atol=1e-5)
+
+
+def test_a_decoder_of_units_that_never_varied(tmp_path):
+    parts = decoder((2, 2, 2))
+    for name in ("W", "b", "y_norm"):
+        parts[name][...] = 0
+    write_channels(tmp_path / "model", parts)
+    ds = open_decoder(tmp_path / "model")
+    expected = np.broadcast_to(parts["y_mean"].ravel(), (len(X), 8))
+    np.testing.assert_array_equal(decoded(ds, X), expected)
 
 
 def pickled(folder, parts, models, shapes):
@@ -225,9 +203,18 @@ def test_folders_that_are_not_whole(tmp_path):
     with pytest.raises(SourceError, match="lacks files of b"):
         open_decoder(tmp_path / "c")
     write_channels(tmp_path / "d", parts)
-    write_dense(tmp_path / "d" / "x_mean.mat", "x_mean", np.zeros((1, VOXELS + 1)))
+    for name in ("x_mean", "x_norm"):
+        write_dense(tmp_path / "d" / f"{name}.mat", name, np.ones((1, VOXELS + 1)))
     with pytest.raises(SourceError, match="weights of 20 voxels, x_mean has 21"):
         open_decoder(tmp_path / "d")
     (tmp_path / "d" / "x_mean.mat").unlink()
     with pytest.raises(SourceError, match="has no x_mean.mat"):
         open_decoder(tmp_path / "d")
+    for name, size, match in (
+        ("x_norm", (1, VOXELS + 1), "20 values in x_mean, 21 in x_norm"),
+        ("y_norm", (1, 4, 3), "24 values in y_mean, 12 in y_norm"),
+    ):
+        write_channels(tmp_path / name, parts)
+        write_dense(tmp_path / name / f"{name}.mat", name, np.ones(size))
+        with pytest.raises(SourceError, match=match):
+            open_decoder(tmp_path / name)
