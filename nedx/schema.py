@@ -44,6 +44,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "neuroid_dim",
     "parse",
+    "parse_without_units",
     "restore_index",
     "role_dim",
     "role_of",
@@ -133,6 +134,26 @@ def parse(ds: xr.Dataset | xr.DataTree, kind: str | None = None) -> xr.Dataset |
     parsed_ds = _parse(ds, kind)
     validate(parsed_ds, kind)
     return parsed_ds
+
+
+def parse_without_units(ds: xr.Dataset) -> xr.Dataset:
+    """Make responses obey the schema, in all but a unit that nobody has said.
+
+    Some files do not tell the unit of their responses. These can be used and averaged, and are not
+    valid until somebody says it.
+
+    Raises
+    ------
+    SchemaError
+        If anything else is wrong, or a unit is said that responses cannot have.
+    """
+    modality = str(ds.attrs.get("modality"))
+    if "response" not in ds or "units" in ds["response"].attrs or modality not in UNITS:
+        return parse(ds, "responses")
+    any_unit = ds["response"].assign_attrs(units=UNITS[modality][0])
+    parsed = parse(ds.assign(response=any_unit), "responses")
+    del parsed["response"].attrs["units"]
+    return parsed
 
 
 def schema_as_json() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from nedx.errors import SelectionError
 from nedx.preprocessing.steps import response_of, with_step
-from nedx.schema import parse, role_dim
+from nedx.schema import parse_without_units, role_dim
 
 _BLOCK_BYTES = 2**25
 
@@ -63,16 +63,17 @@ def stack_repetitions(ds: xr.Dataset, count: int | None = None) -> xr.Dataset:
     }
     coords["repetition"] = np.arange(count, dtype=np.int16)
     made = xr.Dataset({"response": (dims, stacked, response.attrs)}, coords, dict(ds.attrs))
-    return parse(with_step(made, "stack_repetitions", count=count))
+    return parse_without_units(with_step(made, "stack_repetitions", count=count))
 
 
 def _stacked(coord: xr.DataArray, dim: str, rows: np.ndarray) -> Any:
     if dim not in coord.dims:
         return coord.variable
-    values = coord.values[rows]
+    others = tuple(name for name in coord.dims if name != dim)
+    values = coord.transpose(dim, *others).values[rows]
     if (values == values[:, :1]).all():
-        return "image", values[:, 0], coord.attrs
-    return ("image", "repetition"), values, coord.attrs
+        return ("image", *others), values[:, 0], coord.attrs
+    return ("image", "repetition", *others), values, coord.attrs
 
 
 def average_repetitions(ds: xr.Dataset) -> xr.Dataset:
@@ -105,7 +106,7 @@ def average_repetitions(ds: xr.Dataset) -> xr.Dataset:
         image = role_dim(ds, "stimulus") or "image"
         counts = np.full(ds.sizes[image], ds.sizes[repetition], np.int32)
         kept = kept.assign_coords(n_repetitions=(image, counts))
-        return parse(with_step(kept, "average_repetitions"))
+        return parse_without_units(with_step(kept, "average_repetitions"))
     dim = _trial_dim(ds)
     order, counts = _ordered(ds, dim)
     response = response_of(ds).isel({dim: order})
@@ -127,7 +128,7 @@ def average_repetitions(ds: xr.Dataset) -> xr.Dataset:
     dims = ("image", *response.dims[1:])
     coords = _agreeing(ds, dim, order, counts)
     made = xr.Dataset({"response": (dims, mean, response.attrs)}, coords, dict(ds.attrs))
-    return parse(with_step(made, "average_repetitions"))
+    return parse_without_units(with_step(made, "average_repetitions"))
 
 
 def _trial_dim(ds: xr.Dataset) -> str:
@@ -178,6 +179,9 @@ def _agreeing(
     for name, coord in ds.coords.items():
         if dim not in coord.dims:
             coords[name] = coord.variable
-        elif name != dim and (coord.values[order] == coord.values[firsts][owner]).all():
-            coords[name] = ("image", coord.values[firsts], coord.attrs)
+            continue
+        others = tuple(other for other in coord.dims if other != dim)
+        values = coord.transpose(dim, *others).values
+        if name != dim and (values[order] == values[firsts][owner]).all():
+            coords[name] = (("image", *others), values[firsts], coord.attrs)
     return coords

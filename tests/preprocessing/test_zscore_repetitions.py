@@ -129,6 +129,21 @@ def test_means_of_ragged_repetitions(chunk, seed):
         assert mean.n_repetitions.values[row] == here.sum()
 
 
+def test_labels_of_several_columns_are_kept(rng):
+    """As motion parameters of trials, or codes of their images."""
+    ds = make_trials(rng.standard_normal((6, 2, 3)))
+    motion, code = rng.standard_normal((6, 4)), rng.standard_normal((3, 2))[np.arange(6) // 2]
+    ds = ds.assign_coords(motion=(("trial", "axis"), motion), code=(("bit", "trial"), code.T))
+    stacked = stack_repetitions(ds)
+    assert stacked["motion"].dims == ("image", "repetition", "axis")
+    np.testing.assert_array_equal(stacked["motion"].values, motion.reshape(3, 2, 4))
+    mean = average_repetitions(ds)
+    assert "motion" not in mean.coords
+    for some in (stacked, mean):
+        assert some["code"].dims == ("image", "bit")
+        np.testing.assert_array_equal(some["code"].values, code[::2])
+
+
 def test_what_cannot_be_done(rng):
     values = rng.normal(size=(6, 2, 3))
     ds = make_trials(values, images=[0, 0, 0, 1, 1, 2])

@@ -10,6 +10,7 @@ for what `nedx.sources.bdata.writing` puts there.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from dask.base import tokenize
 
 from nedx.compute.planned import Indexer
-from nedx.errors import CorruptStoreError, SourceError
+from nedx.errors import CorruptStoreError, SourceError, StoreError
 from nedx.sources.bdata.matlab_arrays import folder_and_name, opened_file
 from nedx.sources.berg.streams import stamp, url_of
 from nedx.store.lazy import TARGET_BYTES
@@ -72,8 +73,15 @@ class MatrixFile:
 
         Of columns that lie close together those in between are read, too; of rows only those
         that are wanted.
+
+        Raises
+        ------
+        StoreError
+            If a file on this machine has changed since it was opened: columns may lie elsewhere.
         """
         with opened_file(self.location, self.key) as container:
+            if self.location.is_local and stamp(self.location, self.key) != self.stamp:
+                raise StoreError(f"{self.url} has changed since it was opened: open it again")
             held = container[self.name]
             if isinstance(held, np.ndarray):
                 return np.asarray(held, np.float64)[np.ix_(rows, columns)]
@@ -158,7 +166,7 @@ def open_container(place: str | Path | Location) -> Container:
         is_hdf5 = not isinstance(held[dataset], np.ndarray)
         shape = tuple(int(n) for n in held[dataset].shape)
         keys, descriptions, values = _metadata(held[metadata])
-        names = _value_maps(held["vmap"]) if is_hdf5 and "vmap" in held else {}
+        names = _value_maps(held["vmap"], url) if is_hdf5 and "vmap" in held else {}
         header = _header(held) if is_hdf5 else {}
     if len(shape) != 2 or values.shape != (len(keys), shape[-1]) or len(descriptions) != len(keys):
         raise SourceError(
@@ -166,6 +174,10 @@ def open_container(place: str | Path | Location) -> Container:
             f"{len(keys)} keys, {len(descriptions)} descriptions and values of the shape "
             f"{values.shape}, expected (keys, columns)"
         )
+    if not shape[0]:
+        raise SourceError(f"{url} has no samples")
+    if twice := [name for name, count in Counter(keys).items() if count > 1]:
+        raise SourceError(f"{url} has the key {twice[0]!r} more than once")
     matrix = MatrixFile(location, key, dataset, (shape[0], shape[1]), is_hdf5, stamp(location, key))
     return Container(matrix, tuple(keys), tuple(descriptions), values, names, header)
 
@@ -194,11 +206,18 @@ def _strings(held: Any) -> list[str]:
     return found
 
 
-def _value_maps(held: Any) -> dict[str, dict[float, str]]:
-    return {
-        key: {float(number): _strings(name[()])[0] for number, name in held[key].items()}
-        for key in held
-    }
+def _value_maps(held: Any, url: str) -> dict[str, dict[float, str]]:
+    found: dict[str, dict[float, str]] = {}
+    for key in held:
+        names = found.setdefault(key, {})
+        for number, name in held[key].items():
+            try:
+                names[float(number)] = _strings(name[()])[0]
+            except ValueError as error:
+                raise SourceError(
+                    f"the value map of {key!r} in {url} names {number!r}, no number"
+                ) from error
+    return found
 
 
 def _header(held: Any) -> dict[str, Any]:

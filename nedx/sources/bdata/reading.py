@@ -17,7 +17,7 @@ import xarray as xr
 
 from nedx.compute.planned import PlannedArray
 from nedx.errors import SelectionError, SourceError, close_matches
-from nedx.schema import parse, subject_label
+from nedx.schema import parse_without_units, subject_label
 from nedx.sources.bdata.container import Container, MatrixPlan, open_container
 from nedx.sources.trials import earlier_presentations
 from nedx.store.location import Location
@@ -44,7 +44,6 @@ _WIDEST_LABEL = 256
 _POSITIONS = re.compile(r"(voxel|vertex)_\w+")
 _SUBJECT_PREFIX = re.compile(r"(sub-[A-Za-z0-9]+|[Ss](?:ubject)?(\d+))(?:[_-]|$)")
 _RESERVED = ("trial", "roi", "roi_mask", "response", *BLOCKS.values())
-_PLACEHOLDER = {"fmri": "percent", "eeg": "uV", "meg": "fT", "ieeg": "uV", "ephys": "Hz"}
 
 
 def open_bdata(
@@ -114,7 +113,7 @@ def open_bdata(
     dim = BLOCKS.get(key, "unit")
     labels = _labels(file, key, columns, dim)
     descriptors = _descriptors(file, key, labels)
-    whose, shown = _told_by_name(file.matrix.key)
+    whose, shown = told_by_name(file.matrix.key)
     coords = {
         **labels,
         **_own_strings(file, descriptors),
@@ -144,7 +143,7 @@ def open_bdata(
     return _parsed(ds, replace(plan, dtype=dtype))
 
 
-def _told_by_name(key: str) -> tuple[str | None, str]:
+def told_by_name(key: str) -> tuple[str | None, str]:
     """Return whose responses a file holds, and to which images: ``sub-01_NaturalImageTest.h5``."""
     stem = Path(key).stem
     match = _SUBJECT_PREFIX.match(stem)
@@ -155,13 +154,7 @@ def _told_by_name(key: str) -> tuple[str | None, str]:
 
 def _parsed(ds: xr.Dataset, plan: MatrixPlan) -> xr.Dataset:
     """Make it obey the schema, but for units that nobody said and a precision that was asked."""
-    if "units" in ds["response"].attrs:
-        parsed = parse(ds, "responses")
-    else:
-        # All else is checked now; `validate` refuses responses without a unit.
-        unit = _PLACEHOLDER.get(str(ds.attrs["modality"]), "1")
-        parsed = parse(ds.assign(response=ds["response"].assign_attrs(units=unit)), "responses")
-        del parsed["response"].attrs["units"]
+    parsed = parse_without_units(ds)
     if plan.dtype == "float32":
         return parsed
     exact = xr.Variable(parsed["response"].dims, PlannedArray(plan), parsed["response"].attrs)
@@ -334,4 +327,7 @@ def _images(
 
 
 def _label(value: float) -> str:
-    return MISSING if value != value else str(value)
+    """Return a number as text; whole ones lie among floats where others are missing."""
+    if value != value:
+        return MISSING
+    return str(int(value)) if float(value).is_integer() else str(value)

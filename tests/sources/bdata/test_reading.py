@@ -128,6 +128,23 @@ def test_units_that_nobody_said_are_not_guessed(place, tmp_path):
     z.ned.validate("responses")
 
 
+def test_responses_without_units_are_averaged_and_stay_without(place):
+    ds = open_bdata(place)
+    mean = ds.ned.average_repetitions()
+    names = ds["image_id"].values
+    expected = [RESPONSES[names == name].mean(0) for name in mean["image_id"].values]
+    np.testing.assert_allclose(mean["response"].values, expected, rtol=1e-6, atol=1e-6)
+    assert mean.sel(image_id=names[3]).sizes == {"voxel": VOXELS, "roi": len(FLAGS)}
+    first = ds.ned.stack_repetitions(2)
+    assert first["response"].shape == (IMAGES, 2, VOXELS)
+    for some in (ds, mean, first):
+        assert "units" not in some["response"].attrs
+        with pytest.raises(SchemaError, match="units None"):
+            some.ned.validate("responses")
+    with pytest.raises(SchemaError, match="units 'apples'"):
+        ds.assign(response=ds["response"].assign_attrs(units="apples")).ned.average_repetitions()
+
+
 @pytest.mark.parametrize("kind", ["legacy", "matlab"])
 def test_older_files_hold_the_same(tmp_path, place, kind):
     if kind == "legacy":
@@ -195,6 +212,16 @@ def test_numbers_without_a_name_and_missing_ones(tmp_path):
         open_bdata(write_bdata(tmp_path / "b.h5", (matrix, *rest)))
 
 
+def test_images_are_called_alike_where_a_number_is_missing(tmp_path):
+    """A missing number makes floats of all, which must not rename the other images."""
+    matrix, *rest = bdata_parts()
+    matrix[3, 1] = np.nan
+    matrix[4, 1] = 1518878.005958
+    path = write_bdata(tmp_path / "sub-01_a.h5", (matrix, *rest))
+    ids = open_bdata(path, stimulus="image_index")["image_id"].values.tolist()
+    assert ids[:6] == ["a:2", "a:2", "a:3", "a:n/a", "a:1518878.005958", "a:1"]
+
+
 def test_names_of_value_maps_may_be_whole_numbers(tmp_path):
     matrix, keys, descriptions, values, _, flags = bdata_parts()
     names = {n: f"name{n}" for n in range(IMAGES)}
@@ -224,6 +251,29 @@ def test_parts_that_do_not_fit_together(tmp_path):
     parts = (matrix[:, :-1], keys, descriptions, values, vmaps, flags)
     with pytest.raises(SourceError, match="does not fit together"):
         open_bdata(write_bdata(tmp_path / "a.h5", parts))
+
+
+def test_files_that_say_too_little_or_too_much(tmp_path):
+    matrix, keys, descriptions, values, vmaps, flags = bdata_parts()
+    rest = (descriptions, values, vmaps, flags)
+    with pytest.raises(SourceError, match="has no samples"):
+        open_bdata(write_bdata(tmp_path / "none.h5", (matrix[:0], keys, *rest)))
+    twice = ["ROI_V1" if key == "ROI_V2" else key for key in keys]
+    with pytest.raises(SourceError, match="has the key 'ROI_V1' more than once"):
+        open_bdata(write_bdata(tmp_path / "twice.h5", (matrix, twice, *rest)))
+    odd = (descriptions, values, {"stimulus_name": {"first": "a"}}, flags)
+    with pytest.raises(SourceError, match="value map of 'stimulus_name'.*'first', no number"):
+        open_bdata(write_bdata(tmp_path / "odd.h5", (matrix, keys, *odd)))
+
+
+def test_a_file_that_changed_since_it_was_opened_is_not_read_as_the_old_one(tmp_path):
+    path = write_bdata(tmp_path / "sub-01_a.h5")
+    ds = open_bdata(path)
+    # Now columns lie elsewhere: responses first.
+    ds.ned.to_bdata(path, overwrite=True)
+    with pytest.raises(StoreError, match="sub-01_a.h5 has changed since it was opened"):
+        ds["response"].compute()
+    np.testing.assert_array_equal(open_bdata(path)["response"], RESPONSES.astype(np.float32))
 
 
 def test_columns_of_responses_and_labels_of_images_must_be_known(tmp_path):
