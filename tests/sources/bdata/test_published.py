@@ -85,6 +85,8 @@ def test_the_catalog_names_every_file_and_says_what_to_type():
     assert files[0]["sub-02_NaturalImageTest"] == 32712407
     with pytest.raises(StoreError, match=r'is no store: .*nedx.pull\("ho2023", subject=1\)'):
         nedx.open("ho2023")
+    with pytest.raises(StoreError, match="is no store: .*open_features, decoders by .*import_dec"):
+        nedx.open("ho2023-features")
     described = repr(nedx.describe("ho2023"))
     assert "not run by nedx" not in described
     assert "nedx import bdata" in " ".join(described.split())
