@@ -12,10 +12,10 @@ import numpy as np
 import xarray as xr
 from sklearn.base import BaseEstimator
 
+from nedx.compute.devices import check_device
 from nedx.conversion.model import Converter
-from nedx.conversion.recipe import Pair
+from nedx.conversion.recipe import Pair, recipe_of, side_labels
 from nedx.conversion.regions import METHODS, Region, merged, regions
-from nedx.conversion.sides import recipe_of, side_labels
 from nedx.conversion.storing import State, keep_converter
 from nedx.conversion.subjects import Pairs, Responses, named_pairs
 from nedx.conversion.training import Material, Work
@@ -115,6 +115,7 @@ class LinearConverter(BaseConverter):
             If subjects share no images, times differ, regions are missing, responses are NaN or
             neuroids constant.
         """
+        check_device(self.device)
         if self.method not in METHODS:
             raise ModelError(f"method is one of {', '.join(METHODS)}, not {self.method!r}")
         subjects, chosen = named_pairs(source, target, pairs)
@@ -124,10 +125,14 @@ class LinearConverter(BaseConverter):
             )
             for pair in chosen
         }
+        self._check(parts)
         material = Material(subjects, scale=self.standardize)
+        groups = [list(subjects) if self.jointly else list(pair) for pair in chosen]
+        for names in groups:
+            material.shared(names)
         works = []
-        for one, other in chosen:
-            both = material.together(list(subjects) if self.jointly else [one, other])
+        for (one, other), names in zip(chosen, groups, strict=True):
+            both = material.together(names)
             works.append(Work(both[one], both[other], parts[one, other]))
         solve = self._solver(works)
         self.model_ = model_of(
@@ -139,6 +144,9 @@ class LinearConverter(BaseConverter):
             fitted_by=repr(self),
         )
         return self
+
+    def _check(self, parts: Mapping[tuple[str, str], Sequence[Region]]) -> None:
+        """Refuse parameters that cannot be, before responses are read."""
 
     def _solver(self, works: Sequence[Work]) -> Solver:
         """Return what fits one region of one pair."""

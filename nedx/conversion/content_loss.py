@@ -18,8 +18,7 @@ from nedx.conversion.content_network import (
     train_content_network,
 )
 from nedx.conversion.model import Converter
-from nedx.conversion.recipe import Pair, Side
-from nedx.conversion.sides import recipe_of, side_labels
+from nedx.conversion.recipe import Pair, Side, recipe_of, side_labels
 from nedx.conversion.storing import keep_converter
 from nedx.conversion.subjects import checked
 from nedx.conversion.training import Material
@@ -28,9 +27,11 @@ from nedx.decoding.feature_decoder_layers import TrueFeatures, needed_images, tr
 from nedx.decoding.feature_decoder_model import FeatureModel
 from nedx.decoding.samples import Responses, each_subject
 from nedx.errors import ModelError
-from nedx.schema import neuroid_dim, subject_label
+from nedx.schema import neuroid_dim, role_dim, subject_label
 
 _ALIKE = ("units", "normalization", "normalization_scope", "transform")
+_HELD_BYTES = 2**26
+"""Weights of a layer up to this size are held; of larger ones a channel is read at each step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +139,12 @@ class ContentLossConverter(BaseConverter):
         if more:
             raise ModelError(f"the source holds {1 + len(more)} subjects; select one")
         ds = checked(name, ds)
-        if "time" in ds["response"].dims:
-            raise ModelError("the content-loss converter takes responses without time. Average it")
+        time = role_dim(ds["response"], "time")
+        if time is not None:
+            raise ModelError(
+                f"ContentLossConverter takes responses without time, as decoders of features do; "
+                f"type: ds.mean({time!r}, keep_attrs=True)"
+            )
         target = _target(self.decoder, self.layers)
         if target.name == name:
             raise ModelError(f"the decoder is of {name} itself: nothing is to be converted")
@@ -148,6 +153,8 @@ class ContentLossConverter(BaseConverter):
         material = Material({name: ds})
         rows = material.rows[name]
         images = list(dict.fromkeys(rows.image.tolist()))
+        if not images:
+            raise ModelError(f"{name} saw no training images: all are of the partition 'test'")
         needed = needed_images(features, {name: images})
         with true_features(needed, target.backbone, list(target.layers), self.device) as truth:
             layers = _weighed(
@@ -256,11 +263,14 @@ def _layer(
             "they are of another network"
         )
     shape = tuple(decoder.attrs.get("unit_shape", (units,)))
-    read = {name: decoder[name].values for name in ("index", "weight", "bias")}
+    small = sum(decoder[name].nbytes for name in ("index", "weight")) <= _HELD_BYTES
+    index, weight = (
+        decoder[name].values if small else decoder[name].data for name in ("index", "weight")
+    )
     return LayerTarget(
-        read["index"].astype(np.int64),
-        read["weight"].astype(np.float32),
-        read["bias"].astype(np.float32),
+        index,
+        weight,
+        decoder["bias"].values.astype(np.float32),
         decoder["feature_mean"].values.astype(np.float32),
         decoder["feature_deviation"].values.astype(np.float32),
         values,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import dask
 import numpy as np
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class LayerTarget:
 
     Attributes
     ----------
-    index, weight : ndarray (unit, selected)
+    index, weight : ndarray or dask array (unit, selected)
         The decoder's voxels of each unit, and their weights between z-scores.
     bias, mean, deviation : ndarray (unit,)
         Of units; features are standardised by mean and deviation.
@@ -35,8 +36,8 @@ class LayerTarget:
         In the loss.
     """
 
-    index: np.ndarray = field(repr=False)
-    weight: np.ndarray = field(repr=False)
+    index: Any = field(repr=False)
+    weight: Any = field(repr=False)
     bias: np.ndarray = field(repr=False)
     mean: np.ndarray = field(repr=False)
     deviation: np.ndarray = field(repr=False)
@@ -155,8 +156,10 @@ def _content(
     size = len(layer.bias) // layer.channels
     part = slice(channel * size, (channel + 1) * size)
     dense = np.zeros((found.shape[1], size), np.float32)
-    np.put_along_axis(dense, layer.index[part].T, layer.weight[part].T, axis=0)
-    truth = np.asarray(layer.features[:, part], dtype=np.float32)
+    read = dask.compute(layer.index[part], layer.weight[part], layer.features[:, part])
+    index, weight, truth = (np.asarray(values) for values in read)
+    np.put_along_axis(dense, index.astype(np.int64).T, weight.astype(np.float32).T, axis=0)
+    truth = truth.astype(np.float32, copy=False)
     deviation = np.where(layer.deviation[part] > 0, layer.deviation[part], 1)
     z = ((truth - layer.mean[part]) / deviation).astype(np.float32)
     wanted = torch.from_numpy(z).to(found.device)[image]

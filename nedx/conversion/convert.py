@@ -24,7 +24,7 @@ from nedx.selection import Subjects
 from nedx.store.location import Location
 
 _ALIKE = ("units", "normalization", "normalization_scope", "transform")
-_OF_SUBJECT = ("subject", "subject_ids", "space", "density", "volume_shape", "affine")
+_OF_SUBJECT = ("subject", "subject_ids", "space", "density", "volume_shape", "affine", "montage")
 
 
 def convert(
@@ -139,7 +139,7 @@ def _pairs_of(converter: Converter, source: str | None) -> list[Pair]:
 def _converted(ds: xr.Dataset, converter: Converter, pair: Pair, device: str) -> xr.Dataset:
     recipe = converter.recipe
     source, target = recipe.sides[pair.source], recipe.sides[pair.target]
-    ds = checked(pair.source, ds)
+    ds = checked(pair.source, ds, paired=False)
     fitting = _fitting(ds, source, converter.labels(pair.source), pair)
     array = fitting["response"]
     time = role_dim(array, "time")
@@ -147,12 +147,13 @@ def _converted(ds: xr.Dataset, converter: Converter, pair: Pair, device: str) ->
     task = ConvertTask(
         converter.ref, pair.name, recipe.kernel, recipe.space, device, shape, time is not None
     )
-    names = np.asarray(ds["image_id"].values, dtype=object)
+    named = "image_id" in ds.coords
+    names = np.asarray(ds["image_id"].values if named else range(array.shape[0]), dtype=object)
     data = array.data if array.chunks is not None else array.chunk().data
     plan = ConvertPlan(data, names, task)
     dims = [target.neuroid if dim == neuroid_dim(array) else dim for dim in array.dims]
     attrs = _provenance(converter, pair, ds, device)
-    kept = fitting.drop_vars("response")
+    kept = fitting.drop_vars(["response", *({"affine"} & set(fitting.variables))])
     kept = kept.drop_dims([d for d in (neuroid_dim(array), "roi") if d in kept.dims])
     if target.times is not None:
         kept = kept.assign_coords({str(time): (time, np.array(target.times), ds[time].attrs)})
@@ -262,7 +263,7 @@ def _recorded(ds: xr.Dataset, pair: Pair, target: Side) -> xr.Dataset:
 def _with_partition(ds: xr.Dataset, converter: Converter) -> xr.Dataset:
     """Say which images the converter has seen, unless the responses say what they are for."""
     seen = set(map(str, converter.known_images))
-    if "partition" in ds or not seen:
+    if "partition" in ds or "image_id" not in ds.coords or not seen:
         return ds
     kinds = ["train" if str(name) in seen else "unseen" for name in ds["image_id"].values]
     sample = sample_dim(ds["response"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -126,16 +127,20 @@ class EEGConverter(BaseConverter):
                 f"{timeless[0]} has no times; EEGConverter mixes channels and times. Type: "
                 "nedx.RidgeConverter().fit(source, target)"
             )
+        solve = None
+        if self.network == "linear":
+            solve = SharedRidge(self.alpha, self.alphas, self.cv, resolve_device(self.device))
+            for between in chosen:
+                solve.check(between, ["all"])
         material = Material(subjects, "neuroid_time", average=self.average)
+        for between in chosen:
+            material.shared(between)
         works = []
         for one, other in chosen:
             both = material.together([one, other])
             works.append(Work(both[one], both[other], (_everything(both[one], both[other]),)))
         fitted: Iterable[tuple[Pair, State]]
-        if self.network == "linear":
-            solve = SharedRidge(self.alpha, self.alphas, self.cv, resolve_device(self.device))
-            for work in works:
-                solve.check(work)
+        if solve is not None:
             fitted = (solved(work, solve) for work in works)
         else:
             fitted = self._trained(works, {n: _shape(ds) for n, ds in subjects.items()})
@@ -155,10 +160,15 @@ class EEGConverter(BaseConverter):
         check_device(self.device)
         if self.network not in _NETWORKS:
             raise ModelError(f"network is 'linear' or 'unet', not {self.network!r}")
-        if not 0 <= self.validation < 1:
-            raise ModelError(f"validation is {self.validation}; type a share from 0 to below 1")
-        if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
-            raise ModelError("epochs, batch_size and learning_rate are above 0")
+        if not isinstance(self.validation, Real) or not 0 <= self.validation < 1:
+            raise ModelError(f"validation is {self.validation!r}; type a share from 0 to below 1")
+        for name in ("epochs", "batch_size"):
+            number = getattr(self, name)
+            if not isinstance(number, Integral) or number < 1:
+                raise ModelError(f"{name} is {number!r}; type a whole number from 1")
+        rate = self.learning_rate
+        if not isinstance(rate, Real) or not 0 < rate < np.inf:
+            raise ModelError(f"learning_rate is {rate!r}; type a positive number, such as 2e-3")
 
     def _trained(
         self, works: Sequence[Work], shapes: Mapping[str, tuple[int, int]]
@@ -168,6 +178,10 @@ class EEGConverter(BaseConverter):
         histories = {}
         for work in works:
             held = self._held(work.source.image)
+            if held.all():
+                raise ModelError(
+                    f"all {len(held)} samples are held out: type a smaller validation, or 0"
+                )
             sides: dict[str, Any] = {}
             both = []
             for role, side in (("source", work.source), ("target", work.target)):

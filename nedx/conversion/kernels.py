@@ -41,7 +41,8 @@ def converted(kernel: Kernel, pair: LoadedPair, x: np.ndarray, device: str) -> n
     arrays = pair.arrays
     parts = []
     with torch.inference_mode(), forward_slot(device):
-        for part in batches(len(x), _ROWS):
+        # Of no rows the shape is asked for all the same.
+        for part in batches(len(x), _ROWS) or [slice(0)]:
             rows = torch.from_numpy(np.ascontiguousarray(x[part])).to(device)
             z = (rows - arrays["source_mean"]) / arrays["source_deviation"]
             found = _through(kernel, arrays, z)

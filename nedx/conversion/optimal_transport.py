@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -102,12 +103,15 @@ class OptimalTransportConverter(LinearConverter):
         self.standardize = standardize
         self.device = device
 
-    def _solver(self, works: Sequence[Work]) -> Solver:
+    def _check(self, parts: Mapping[tuple[str, str], Sequence[Region]]) -> None:
         if self.cost not in COSTS:
             raise ModelError(f"cost is one of {', '.join(COSTS)}, not {self.cost!r}")
-        if self.reg is not None and not 0 < self.reg < np.inf:
+        number = isinstance(self.reg, Real) and not isinstance(self.reg, bool)
+        if self.reg is not None and not (number and 0 < self.reg < np.inf):
             raise ModelError(f"reg is {self.reg!r}; type a positive number, such as 0.1")
         require("ot", "ot")
+
+    def _solver(self, works: Sequence[Work]) -> Solver:
         return self._plan
 
     def _plan(self, work: Work, part: Region) -> Solved:

@@ -10,8 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.conversion.model import Converter
-from nedx.conversion.recipe import ConverterRecipe, Pair, Side
-from nedx.conversion.sides import side_labels, side_of
+from nedx.conversion.recipe import ConverterRecipe, Pair, Side, side_labels, side_of
 from nedx.conversion.storing import keep_converter
 from nedx.errors import SourceError
 from nedx.schema import subject_label
@@ -111,13 +110,17 @@ def read_alphas(
     missing = [name for name in _COLUMNS if rows and name not in rows[0]]
     if missing or not rows:
         raise SourceError(f"{whole.url} has no column {', '.join(missing) or _COLUMNS[0]}")
+    try:
+        counts, alphas = ([float(row[name]) for row in rows] for name in _COLUMNS[2:4])
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"{whole.url} has samples or penalties that are no numbers") from error
     found = {
-        (subject_label(row["Source"]), subject_label(row["Target"])): float(row["Alpha"])
-        for row in rows
-        if int(row["Number of samples"]) == n_samples and row["Method"] == method
+        (subject_label(row["Source"]), subject_label(row["Target"])): alpha
+        for row, count, alpha in zip(rows, counts, alphas, strict=True)
+        if count == n_samples and row["Method"] == method
     }
     if not found:
-        there = sorted({(int(row["Number of samples"]), row["Method"]) for row in rows})
+        there = sorted({(int(n), row["Method"]) for n, row in zip(counts, rows, strict=True)})
         raise SourceError(
             f"{whole.url} has no penalties of {n_samples} samples and {method!r}, only of {there}"
         )

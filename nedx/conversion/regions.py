@@ -66,7 +66,11 @@ def regions(
     sizes = [ds.sizes[str(neuroid_dim(ds["response"]))] for ds in (source, target)]
     if method == "full":
         return [Region("all", np.arange(sizes[0]), np.arange(sizes[1]))]
-    wanted = (None,) if method == "whole" else tuple(areas)
+    wanted: tuple[str | None, ...] = (None,)
+    if method == "subarea":
+        wanted = (areas,) if isinstance(areas, str) else tuple(areas)
+        if not wanted:
+            raise ModelError("areas= names none; type areas such as ['V1', 'V2']")
     found = [
         {(side, area): _members(name, ds, side, area) for side in _SIDES for area in wanted}
         for name, ds in zip(names, (source, target), strict=True)

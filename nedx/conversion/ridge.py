@@ -7,23 +7,27 @@ Yamada, Miyawaki & Kamitani 2015 (NeuroImage 113:289); Ho, Horikawa, Majima, Che
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from nedx.compute.devices import check_device, resolve_device
+from nedx.compute.devices import resolve_device
 from nedx.conversion.base import LinearConverter, Solved, Solver
 from nedx.conversion.regions import AREAS, Method, Region
 from nedx.conversion.subjects import Pairs, Responses
 from nedx.conversion.training import Work
 from nedx.errors import ModelError
-from nedx.linear.ridge import RidgeSolver
+from nedx.linear.ridge import RidgeSolver, checked_penalties
 from nedx.schema import subject_label
 
 if TYPE_CHECKING:
     import torch
 
 ALPHAS = tuple(10.0 ** np.arange(-1, 6.5, 0.5))
+# Rounding grows with the Gram matrix over the penalty: from here on float32 is not enough, and
+# float64 neither.
+_WIDE, _LOST = 1e4, 1e12
 Alpha = float | Literal["cv"] | Mapping[tuple[str, str], float | Mapping[str, float]]
 
 
@@ -43,27 +47,53 @@ class Gram:
         self.on_cpu = device == "cpu"
         self.x: Any = np.ascontiguousarray(x) if self.on_cpu else _tensor(x, device)
         self.by_row = x.shape[0] <= x.shape[1] + 1
-        self.matrix: Any = self.x @ self.x.T if self.by_row else self.x.T @ self.x
         self._inverse: tuple[float, Any] | None = None
+        self._multiply()
+        # No eigenvalue is above the largest sum of a row.
+        self.size = float(abs(self.matrix).sum(1).max())
+        self.is_wide = False
 
     def solve(self, y: np.ndarray, alpha: float) -> np.ndarray:
         """Return ``(X'X + alpha I)^-1 X'Y``, float32 (column, target).
 
         Of centred X and Y: the intercept, penalised or not, is 0. What Y is multiplied with is
-        kept for the next Y of the same penalty.
+        kept for the next Y of the same penalty. Where float32 would round the penalty away, all is
+        done in float64, the Gram matrix too.
 
         Parameters
         ----------
         y : ndarray of float32, (row, target)
         alpha : float
+
+        Raises
+        ------
+        ModelError
+            If the penalty is lost in rounding all the same.
         """
+        if self.size > _LOST * alpha:
+            raise ModelError(
+                f"alpha {alpha:g} is too small for these responses: it is lost in rounding. Type "
+                f"one from {self.size / _LOST:.1g}"
+            )
         if self._inverse is None or self._inverse[0] != alpha:
+            if self.size > _WIDE * alpha and not self.is_wide:
+                self._widen()
             right = self.x if self.by_row else self.x.T
             found = self._divided(right, alpha)
             self._inverse = alpha, found.T if self.by_row else found
         if self.on_cpu:
-            return np.asarray(self._inverse[1] @ y)
-        return np.asarray((self._inverse[1] @ _tensor(y, self.x.device)).cpu().numpy())
+            return np.asarray(self._inverse[1] @ y, dtype=np.float32)
+        other = _tensor(y, self.x.device).to(self.x.dtype)
+        return np.asarray((self._inverse[1] @ other).cpu().numpy(), dtype=np.float32)
+
+    def _multiply(self) -> None:
+        self.matrix: Any = self.x @ self.x.T if self.by_row else self.x.T @ self.x
+
+    def _widen(self) -> None:
+        """Go over to float64."""
+        self.is_wide = True
+        self.x = self.x.astype(np.float64) if self.on_cpu else self.x.double()
+        self._multiply()
 
     def _divided(self, right: Any, alpha: float) -> Any:
         """Return the penalised Gram matrix's inverse, times something."""
@@ -71,7 +101,7 @@ class Gram:
             from scipy.linalg import cho_factor, cho_solve
 
             penalised = self.matrix.copy()
-            penalised[np.diag_indices_from(penalised)] += np.float32(alpha)
+            penalised[np.diag_indices_from(penalised)] += alpha
             factor = cho_factor(penalised, lower=True, overwrite_a=True, check_finite=False)
             return cho_solve(factor, right, check_finite=False)
         import torch
@@ -155,7 +185,6 @@ class RidgeConverter(LinearConverter):
         self, source: Responses, target: Responses | None = None, *, pairs: Pairs | None = None
     ) -> Self:
         """Fit to the images that subjects share; see `LinearConverter.fit`."""
-        check_device(self.device)
         self._solving = SharedRidge(self.alpha, self.alphas, self.cv, resolve_device(self.device))
         try:
             super().fit(source, target, pairs=pairs)
@@ -164,9 +193,11 @@ class RidgeConverter(LinearConverter):
             del self._solving
         return self
 
+    def _check(self, parts: Mapping[tuple[str, str], Sequence[Region]]) -> None:
+        for pair, own in parts.items():
+            self._solving.check(pair, [part.name for part in own])
+
     def _solver(self, works: Sequence[Work]) -> Solver:
-        for work in works:
-            self._solving.check(work)
         return self._solving
 
 
@@ -177,8 +208,12 @@ class SharedRidge:
         self.alpha, self.alphas, self.cv, self.device = alpha, alphas, cv, device
         self.table = None
         if isinstance(alpha, Mapping):
-            self.table = {(subject_label(a), subject_label(b)): v for (a, b), v in alpha.items()}
-        elif alpha != "cv":
+            self.table = _by_pair(alpha)
+        elif alpha == "cv":
+            checked_penalties(alphas)
+            if isinstance(cv, bool) or not isinstance(cv, Integral) or cv < 2:
+                raise ModelError(f"cv is {cv!r}; type a number of folds from 2")
+        else:
             _positive(alpha)
         self.kept: dict[Hashable, Gram | RidgeSolver] = {}
 
@@ -192,16 +227,16 @@ class SharedRidge:
             weight = np.concatenate([fit.coef for fit in fits], 1)
             bias = np.concatenate([fit.intercept for fit in fits])
             return Solved(weight, bias, float(fits[0].alpha[0]))
-        alpha = self._given(work, part)
+        alpha = self._given((work.source.name, work.target.name), part.name)
         gram = self._of(work, part)
         assert isinstance(gram, Gram)
         return Solved(gram.solve(y, alpha), None, alpha)
 
-    def check(self, work: Work) -> None:
-        """Refuse a table without a penalty for some region, before anything is computed."""
+    def check(self, pair: tuple[str, str], names: Sequence[str]) -> None:
+        """Refuse a table without a penalty for some region of a pair."""
         if self.table is not None:
-            for part in work.parts:
-                self._given(work, part)
+            for region in names:
+                self._given(pair, region)
 
     def _of(self, work: Work, part: Region) -> Gram | RidgeSolver:
         key = (work.source.key, part.source.tobytes())
@@ -216,19 +251,28 @@ class SharedRidge:
                 self.kept[key] = Gram(x, self.device)
         return self.kept[key]
 
-    def _given(self, work: Work, part: Region) -> float:
+    def _given(self, pair: tuple[str, str], region: str) -> float:
         if self.table is None:
             return _positive(self.alpha)
-        pair = (work.source.name, work.target.name)
         found = self.table.get(pair)
         if isinstance(found, Mapping):
-            found = found.get(part.name)
+            found = found.get(region)
         if found is None:
             raise ModelError(
-                f"the table of penalties has none for {pair[0]} to {pair[1]}, {part.name!r}; "
+                f"the table of penalties has none for {pair[0]} to {pair[1]}, {region!r}; "
                 f"it has pairs {list(self.table)[:6]}"
             )
         return _positive(found)
+
+
+def _by_pair(alphas: Mapping[Any, Any]) -> dict[tuple[str, str], Any]:
+    """Return a table by the labels of source and target."""
+    strange = [key for key in alphas if not isinstance(key, tuple) or len(key) != 2]
+    if strange:
+        raise ModelError(
+            f"the table of penalties is by pairs such as ('sub-01', 'sub-02'), not {strange[0]!r}"
+        )
+    return {(subject_label(a), subject_label(b)): found for (a, b), found in alphas.items()}
 
 
 def _positive(alpha: Any) -> float:

@@ -47,13 +47,21 @@ def named_pairs(
     return kept, chosen
 
 
-def checked(name: str, ds: xr.Dataset) -> xr.Dataset:
+def checked(name: str, ds: xr.Dataset, *, paired: bool = True) -> xr.Dataset:
     """Return responses ``(sample[, repetition], neuroid[, time])`` in this order, if they are.
+
+    Parameters
+    ----------
+    name : str
+        Whose, for errors.
+    ds : Dataset
+    paired : bool
+        Whether they are to be paired with others, by ``image_id``.
 
     Raises
     ------
     ModelError
-        If there are none, or they have other dims, or no ``image_id``.
+        If there are none, or they have other dims, or no ``image_id`` to pair them by.
     """
     if "response" not in ds:
         raise ModelError(f"{name} has no 'response', only {list(map(str, ds.data_vars))}")
@@ -71,7 +79,7 @@ def checked(name: str, ds: xr.Dataset) -> xr.Dataset:
             f"converters take no dimension {foreign[0]!r}, as {name} has it. Type: "
             f"ds.isel({foreign[0]}=0)"
         )
-    if "image_id" not in ds.coords:
+    if paired and "image_id" not in ds.coords:
         raise ModelError(
             f"the responses of {name} have no 'image_id' to pair them by. Type: "
             f"ds.assign_coords(image_id=('{order[0]}', names))"
@@ -107,6 +115,11 @@ def _chosen(there: list[str], pairs: Pairs | None) -> list[tuple[str, str]]:
         if len(there) < 2:
             raise ModelError(f"a converter needs two subjects, found {', '.join(there) or 'none'}")
         return every if pairs == "all" else every[:1]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise ModelError(
+            f"pairs is {pairs!r}; type a list of (source, target), such as [('sub-01', 'sub-02')], "
+            "or 'all'"
+        )
     found = [(subject_label(a), subject_label(b)) for a, b in pairs]
     for name in dict.fromkeys(name for pair in found for name in pair):
         if name not in there:

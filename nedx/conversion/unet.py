@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nedx.compute.batches import batches
+from nedx.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ def train_unet(
     x : ndarray of float32, (row, channel, time)
     y : ndarray of float32, (row, channel, time)
     held : ndarray of bool, (row,)
-        What is not trained on.
+        What is not trained on; not all.
     training : UNetTraining
 
     Returns
@@ -103,6 +104,11 @@ def train_unet(
     state : dict of str to ndarray of float32
     history : dict of str to ndarray of float64, (epoch,)
         ``loss`` and ``validation_loss``.
+
+    Raises
+    ------
+    ModelError
+        If the loss is NaN or infinite.
     """
     import torch
 
@@ -131,6 +137,11 @@ def train_unet(
         if len(chosen_by):
             reached = _validated(network, one, other, chosen_by, training)
             history["validation_loss"][epoch] = reached
+        if not np.isfinite(reached):
+            raise ModelError(
+                f"the loss of the U-Net is {reached} after {epoch + 1} epochs: type a smaller "
+                f"learning_rate than {training.learning_rate:g}"
+            )
         if reached < lowest or not len(chosen_by):
             lowest = reached
             best = {name: tensor.detach().cpu().numpy().copy() for name, tensor in arrays.items()}

@@ -177,6 +177,39 @@ def test_neuroids_are_found_by_label_whatever_their_order(three, fitted):
     )
 
 
+def test_converted_voxels_lie_in_the_target_s_volume(three, fitted, tmp_path):
+    one, other, _ = three.values()
+    matrix = np.diag([2.0, 2.0, 2.0, 1.0])
+    one, other = (
+        ds.assign(affine=(("row", "col"), scale * matrix)).assign_attrs(
+            volume_shape=[size] * 3, montage=f"montage {size}"
+        )
+        for ds, scale, size in ((one, 1, 5), (other, 2, 7))
+    )
+    fitted = nedx.ProcrustesConverter(device="cpu").fit(one, other)
+    fitted.to_zarr(tmp_path / "converter.zarr")
+    for model in (fitted, str(tmp_path / "converter.zarr")):
+        out = one.ned.convert(model)
+        np.testing.assert_array_equal(out["affine"].values, 2 * matrix)
+        assert out.attrs["volume_shape"] == [7, 7, 7]
+        assert out.attrs["montage"] == "montage 7"
+    # Of a target that says nothing of it, that of the source is not kept.
+    silent = one.ned.convert(nedx.ProcrustesConverter(device="cpu").fit(one, three["sub-02"]))
+    assert "affine" not in silent.variables
+    assert "volume_shape" not in silent.attrs
+
+
+def test_no_images_and_images_without_names(three, fitted):
+    one = three["sub-01"]
+    none = one.isel(image=[]).ned.convert(fitted, subject=2)["response"].compute()
+    assert none.shape == (0, 2, 15)
+    nameless = one.drop_vars("image_id").ned.convert(fitted, subject=2)
+    np.testing.assert_array_equal(
+        nameless["response"].values, one.ned.convert(fitted, subject=2)["response"].values
+    )
+    assert "partition" not in nameless
+
+
 def test_repeats_are_paired_as_recorded_and_averaged_where_they_differ():
     rng = np.random.default_rng(2)
     names = np.array(images(30), dtype=object)
@@ -261,3 +294,6 @@ def test_a_published_table_of_penalties(tmp_path):
     assert read_alphas(table, 2400) == {("sub-01", "sub-02"): 220.0}
     with pytest.raises(SourceError, match="no penalties of 10 samples"):
         read_alphas(table, 10)
+    table.write_text("Source,Target,Number of samples,Alpha,Method\nsub-01,sub-02,many,2,wholeVC\n")
+    with pytest.raises(SourceError, match="samples or penalties that are no numbers"):
+        read_alphas(table)

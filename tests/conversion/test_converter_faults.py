@@ -12,6 +12,7 @@ import xarray as xr
 import nedx
 from nedx.errors import MissingExtraError, ModelError, NedxWarning, SelectionError, UnknownIdError
 from tests.conversion.simulated import images, responses
+from tests.laziness import computes_at_most
 
 
 def plain(subject, size=10, rows=40, start=0, seed=0):
@@ -76,6 +77,51 @@ def test_constant_and_missing_values():
     fitted = nedx.RidgeConverter(alpha=1.0, device="cpu").fit(one, other)
     with pytest.raises(ModelError, match=r"NaN or infinite values .*sim:0002"):
         missing.ned.convert(fitted)["response"].compute()
+
+
+def test_what_is_advised_can_be_typed():
+    one, other = plain("sub-01"), plain("sub-02")
+    spoilt = one.copy(deep=True).compute()
+    spoilt["response"].values[:, 4] = np.nan
+    with pytest.raises(ModelError, match=r"1 of 10 neuroids of sub-01 are NaN .* \[4\]") as error:
+        nedx.RidgeConverter(alpha=1.0).fit(spoilt, other)
+    advised = str(error.value).rpartition("as by ")[2]
+    mended = eval(advised, {"ds": spoilt.chunk()})
+    spoilt["response"].values[:, 4] = 3.0
+    with pytest.raises(ModelError, match="constant") as error:
+        nedx.RidgeConverter(alpha=1.0).fit(spoilt, other)
+    advised = str(error.value).rpartition("as by ")[2]
+    for ds in (mended, eval(advised, {"ds": spoilt.chunk()})):
+        assert ds["voxel"].values.tolist() == np.delete(one["voxel"].values, 4).tolist()
+        nedx.RidgeConverter(alpha=1.0, device="cpu").fit(ds, other)
+
+
+def test_all_pairs_and_parameters_are_checked_before_any_is_read():
+    tree = xr.DataTree.from_dict(
+        {f"sub-0{n}": plain(f"sub-0{n}", start=100 * (n == 3)) for n in (1, 2, 3)}
+    )
+    make = nedx.RidgeConverter
+    pairs = [(1, 2), (1, 3)]
+    with computes_at_most(0):
+        with pytest.raises(ModelError, match="sub-01 and sub-03 share no training images"):
+            make(alpha=1.0).fit(tree, pairs=pairs)
+        with pytest.raises(ModelError, match="has none for sub-01 to sub-03"):
+            make(alpha={(1, 2): 1.0}).fit(tree, pairs=pairs)
+        with pytest.raises(ModelError, match=r"by pairs such as .*, not 'sub-01'"):
+            make(alpha={"sub-01": 1.0}).fit(tree, pairs=[(1, 2)])
+        with pytest.raises(ModelError, match=r"alphas are \[-1\]"):
+            make(alphas=[-1]).fit(tree, pairs=[(1, 2)])
+        with pytest.raises(ModelError, match="cv is 1; type a number of folds from 2"):
+            make(cv=1).fit(tree, pairs=[(1, 2)])
+        with pytest.raises(ModelError, match="areas= names none"):
+            make("subarea", areas=[]).fit(tree, pairs=[(1, 2)])
+        with pytest.raises(ModelError, match="reg is '0.1'; type a positive number"):
+            nedx.OptimalTransportConverter(reg="0.1").fit(tree, pairs=[(1, 2)])
+        for wrong in ([1, 2], ("sub-01", "sub-02"), [(1, 2, 3)]):
+            with pytest.raises(ModelError, match=r"type a list of \(source, target\)"):
+                make().fit(tree, pairs=wrong)
+    with pytest.raises(ModelError, match="sub-01 has no ROI 'V1'"):
+        make("subarea", areas="V1").fit(tree, pairs=[(1, 2)])
 
 
 def test_regions_that_are_not_there():

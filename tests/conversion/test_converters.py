@@ -13,6 +13,8 @@ from sklearn.linear_model import Ridge
 import nedx
 from nedx.conversion.hyperalignment import hyperalign
 from nedx.conversion.optimal_transport import transport_map
+from nedx.conversion.ridge import Gram
+from nedx.errors import ModelError
 from tests.conversion.simulated import centred_white, images, orthogonal, responses
 from tests.laziness import computes_at_most
 
@@ -34,6 +36,26 @@ def pair_of(seed=0, rows=90, sizes=(20, 26), noise=0.3, shuffle=True):
     one = responses(both[0], names, "sub-01")
     other = responses(both[1][order], names[order], "sub-02")
     return one, other, both
+
+
+@pytest.mark.parametrize("shape", [(400, 60), (60, 400)])
+@pytest.mark.parametrize("alpha", [300.0, 1.0, 1e-3])
+def test_small_penalties_are_not_lost_in_rounding(shape, alpha):
+    rng = np.random.default_rng(8)
+    latents = rng.standard_normal((shape[0], 4))
+    x, y = (
+        latents @ rng.standard_normal((4, n)) + noise * rng.standard_normal((shape[0], n))
+        for n, noise in ((shape[1], 0.01), (5, 0.5))
+    )
+    x, y = zscored(x).astype(np.float32), zscored(y).astype(np.float32)
+    gram = Gram(x, "cpu")
+    gram.solve(y, 1e5)
+    found = gram.solve(y, alpha)
+    assert found.dtype == np.float32
+    expected = Ridge(alpha, fit_intercept=False, solver="svd").fit(x.astype(float), y).coef_.T
+    assert np.abs(found - expected).max() < 3e-4 * np.abs(expected).max()
+    with pytest.raises(ModelError, match=r"alpha 1e-12 is too small .* Type one from"):
+        gram.solve(y, 1e-12)
 
 
 @pytest.mark.parametrize("rows", [90, 15])

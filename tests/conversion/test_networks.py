@@ -10,6 +10,7 @@ from scipy.stats import zscore
 from sklearn.linear_model import Ridge
 
 import nedx
+from nedx.conversion import content_loss
 from nedx.conversion.content_network import content_network
 from nedx.errors import ModelError
 from tests.conversion.simulated import images, responses
@@ -73,6 +74,15 @@ def test_content_is_converted_without_shared_stimuli(decoded, tmp_path):
     np.testing.assert_allclose(picked.values, made[np.ix_([5, 2], [7, 0, 7])], atol=1e-4)
 
 
+def test_large_decoders_are_read_by_channel(decoded, monkeypatch):
+    source, features, decoder, _, _ = decoded
+    shown = features.isel(image=slice(None, 120))
+    make = nedx.ContentLossConverter(decoder, iterations=3, device="cpu")
+    held = make.fit(source, shown).model_.weights(1, 2)
+    monkeypatch.setattr(content_loss, "_HELD_BYTES", 0)
+    xr.testing.assert_identical(make.fit(source, shown).model_.weights(1, 2), held)
+
+
 def test_the_content_network_is_that_of_torch_modules():
     rng = np.random.default_rng(1)
     sizes = [8, 4, 4, 6]
@@ -104,6 +114,12 @@ def test_content_faults_are_told_first(decoded):
         make("vgg19").fit(source, features)
     weights = {name: decoder.model_.weights(name) for name in ("conv", "fc")}
     weights = {name: ds.drop_vars("position") for name, ds in weights.items()}
+    tested = source.assign_coords(partition=("image", np.array(["test"] * 120, dtype=object)))
+    with pytest.raises(ModelError, match="sub-01 saw no training images"):
+        make(decoder).fit(tested, features)
+    timed = source.assign(response=source["response"].expand_dims(time=[0.0, 0.1], axis=-1))
+    with pytest.raises(ModelError, match=r"without time.*ds.mean\('time'"):
+        make(decoder).fit(timed, features)
     with pytest.raises(ModelError, match="labels= has 20 voxels"):
         make(weights, iterations=1, device="cpu").fit(source, features, labels=source)
 
@@ -141,6 +157,30 @@ def eeg(count=120, noise=0.4, repeats=4, subjects=(1, 2)):
         )
         made[f"sub-0{n}"] = nedx.parse(ds).chunk(image=30, channel=4)
     return made
+
+
+def test_a_u_net_that_cannot_learn_is_told():
+    one, other = (ds.isel(image=slice(6)) for ds in eeg(repeats=1).values())
+    make = nedx.EEGConverter
+    with pytest.raises(ModelError, match="all 6 samples are held out: type a smaller validation"):
+        make("unet", validation=0.95, device="cpu").fit(one, other)
+    with pytest.raises(
+        ModelError, match=r"loss of the U-Net is .*smaller learning_rate than 1e\+20"
+    ):
+        make("unet", epochs=5, learning_rate=1e20, device="cpu").fit(one, other)
+    still = one.copy(deep=True).compute()
+    still["response"].values[..., 2, 5] = 0
+    with pytest.raises(ModelError, match=r"1 of 120 pairs of channel and time .* \[\(2, 5\)\]"):
+        make("unet", device="cpu").fit(still, other)
+    for wrong, told in (
+        ({"validation": "few"}, "validation is 'few'"),
+        ({"epochs": 1.5}, "epochs is 1.5; type a whole number"),
+        ({"learning_rate": 0}, "learning_rate is 0"),
+    ):
+        with pytest.raises(ModelError, match=told), computes_at_most(0):
+            make("unet", **wrong).fit(one, other)
+    with pytest.raises(ModelError, match="alpha is 'best'"), computes_at_most(0):
+        make("linear", alpha="best").fit(one, other)
 
 
 def test_channels_are_mapped_alike_at_all_times():
