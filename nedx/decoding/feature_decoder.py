@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from sklearn.base import BaseEstimator
@@ -18,16 +13,17 @@ from sklearn.base import BaseEstimator
 from nedx.backbones.recipe import BackboneRecipe
 from nedx.compute.devices import check_device
 from nedx.compute.references import ModelRef
-from nedx.config import cache_dir
 from nedx.decoding.decode import decode
-from nedx.decoding.feature_decoder_alpha import checked_penalties, choose_alpha
+from nedx.decoding.feature_decoder_alpha import checked_penalties, choose_alphas
 from nedx.decoding.feature_decoder_layers import TrueFeatures, needed_images, origin, true_features
 from nedx.decoding.feature_decoder_model import FeatureModel
 from nedx.decoding.feature_decoder_recipe import FeatureDecoderRecipe
 from nedx.decoding.feature_decoder_samples import (
+    LABEL,
     MADE_BY,
     Trials,
     checked_responses,
+    neuroid_labels,
     read_trials,
     roi_positions,
     standardization,
@@ -41,10 +37,12 @@ from nedx.encoding.storing import hash_variables
 from nedx.errors import ModelError
 from nedx.linear.l2lir import BLOCK_BYTES, L2LiRInputs, check_penalty
 from nedx.linear.streaming import Matrix, column_blocks
+from nedx.metrics.repeats import labels_of
 from nedx.preprocessing.repetitions import average_repetitions
 from nedx.schema import role_dim, sample_dim
 from nedx.selection import Names
 from nedx.store.location import Location
+from nedx.store.models import keep_partial, partial_model
 
 _FROM_DATASET = ("dataset", "license", "citation")
 
@@ -166,6 +164,8 @@ class FeatureDecoder(BaseEstimator):
         check_penalty(min(checked_penalties(self.alpha)), self.n_voxels)
         check_device(self.device)
         subjects = dict(each_subject(responses))
+        if not subjects:
+            raise ModelError("no child of this DataTree holds a 'response'")
         if self.average:
             subjects = {name: _averaged(ds) for name, ds in subjects.items()}
         rois = [self.roi] if isinstance(self.roi, str) else self.roi
@@ -175,13 +175,8 @@ class FeatureDecoder(BaseEstimator):
         wanted = None if self.layers is None else list(self.layers)
         with true_features(stimuli, self.recipe, wanted, self.device) as layers:
             attrs["backbone"] = origin(stimuli, self.recipe)
-            partial = cache_dir() / "models" / f"{uuid.uuid4().hex}.partial"
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with partial_model() as partial:
                 self.model_ = self._write(partial, subjects, places, layers, attrs)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
         return self
 
     def predict(self, responses: xr.Dataset | xr.DataTree) -> Any:
@@ -201,21 +196,27 @@ class FeatureDecoder(BaseEstimator):
 
     def _write(
         self,
-        partial: Path,
+        partial: Location,
         subjects: Mapping[str, xr.Dataset],
         places: Mapping[str, Mapping[str, np.ndarray]],
         layers: Mapping[str, TrueFeatures],
         attrs: Mapping[str, Any],
     ) -> FeatureModel:
         """Fit into a folder of the cache, which is then called by what is in it."""
-        writer = FeatureModelWriter(Location.of(partial))
+        writer = FeatureModelWriter(partial)
         alphas: dict[str, float] = {}
         known: dict[str, None] = {}
+        labels = {subject: neuroid_labels(ds) for subject, ds in subjects.items()}
         for subject, ds in subjects.items():
-            trials = read_trials(ds, subject, self.groups, self.exclusive)
+            writer.subject(subject, labels[subject])
+            used = np.unique(np.concatenate(list(places[subject].values())))
+            some = ds if used.size == ds.sizes[_neuroid(ds)] else ds.isel({_neuroid(ds): used})
+            trials = read_trials(some, subject, self.groups, self.exclusive)
             known.update(dict.fromkeys(trials.images))
             for roi, positions in places[subject].items():
-                alphas |= self._fit_roi(writer, f"{subject}/{roi}", trials, positions, layers)
+                chosen = trials.values[:, np.searchsorted(used, positions)]
+                group = f"{subject}/{roi}"
+                alphas |= self._fit_roi(writer, group, trials, chosen, positions, layers)
         first = next(iter(subjects.values()))
         recipe = FeatureDecoderRecipe(
             layers={name: one.shape for name, one in layers.items()},
@@ -227,27 +228,21 @@ class FeatureDecoder(BaseEstimator):
             averaged=self.average,
             **attrs,
         )
-        seen = xr.Dataset(
-            coords={
-                "known_image": np.array(list(known), dtype=object),
-                "known_partition": ("known_image", np.array(["train"] * len(known), dtype=object)),
-            }
-        )
-        sha256 = writer.finish(recipe, seen)
-        place = _kept(partial, recipe, sha256, seen)
-        ref = ModelRef(LOADER, Location.of(place), recipe.model_dump_json(), sha256)
-        return FeatureModel(recipe, ref, seen)
+        return kept_model(partial, writer, recipe, list(known), labels)
 
     def _fit_roi(
         self,
         writer: FeatureModelWriter,
         group: str,
         trials: Trials,
+        chosen: np.ndarray,
         positions: np.ndarray,
         layers: Mapping[str, TrueFeatures],
     ) -> dict[str, float]:
-        """Fit all layers to the responses of one ROI, whose Gram matrix is computed once."""
-        chosen = trials.values[:, positions]
+        """Fit all layers to the responses of one ROI, whose Gram matrix is computed once.
+
+        ``chosen (trial, voxel)`` are these, at ``positions`` among the neuroids of the subject.
+        """
         mean, deviation = standardization(chosen)
         arrays = {
             "position": positions,
@@ -255,25 +250,25 @@ class FeatureDecoder(BaseEstimator):
             "response_deviation": np.where(deviation > 0, deviation, 1),
         }
         writer.voxels(group, arrays)
+        alphas = self._alphas(chosen, trials, layers)
         x = standardized(chosen, mean, deviation)
         inputs = L2LiRInputs(x, rows=trials.rows, dtype=x.dtype, device=self.device)
-        alphas = {}
         for layer, one in layers.items():
-            values = one.of_images(trials.images)
-            alpha = self._alpha(chosen, trials, values)
-            alphas[f"{group}/{layer}"] = alpha
-            units = Matrix(values, f"features of {layer!r}", x.dtype)
+            units = Matrix(one.of_images(trials.images), f"features of {layer!r}", x.dtype)
             for part in column_blocks(units, inputs.block_width(self.memory, self.n_voxels)):
                 y = units.columns(part).whole().numpy()
-                block = self._fit_units(inputs, y, alpha)
+                block = self._fit_units(inputs, y, alphas[layer])
                 writer.units(f"{group}/{layer}", units.shape[1], part, block)
-        return alphas
+        return {f"{group}/{layer}": alpha for layer, alpha in alphas.items()}
 
-    def _alpha(self, x: np.ndarray, trials: Trials, features: np.ndarray | da.Array) -> float:
+    def _alphas(
+        self, x: np.ndarray, trials: Trials, layers: Mapping[str, TrueFeatures]
+    ) -> dict[str, float]:
+        """Return the penalty of each layer."""
         alphas = checked_penalties(self.alpha)
         if len(alphas) == 1:
-            return alphas[0]
-        return choose_alpha(x, trials, features, alphas, self.n_voxels, self.folds, self.device)
+            return dict.fromkeys(layers, alphas[0])
+        return choose_alphas(x, trials, layers, alphas, self.n_voxels, self.folds, self.device)
 
     def _fit_units(self, inputs: L2LiRInputs, y: np.ndarray, alpha: float) -> dict[str, np.ndarray]:
         """Fit units of ``y (image, unit)``; those that do not vary get no weights."""
@@ -291,18 +286,37 @@ class FeatureDecoder(BaseEstimator):
         }
 
 
-def _kept(partial: Path, recipe: FeatureDecoderRecipe, sha256: str, seen: xr.Dataset) -> Path:
-    """Call a written model by what is in it, unless an equal one is there."""
-    images = hash_variables({"": seen}, ("known_image",))
-    digest = hashlib.sha256(f"{recipe.model_dump_json()}{sha256}{images}".encode()).hexdigest()
-    place = partial.with_name(digest)
-    try:
-        os.rename(partial, place)
-    except OSError:
-        if not (place / "zarr.json").exists():
-            raise
-        shutil.rmtree(partial)
-    return place
+def kept_model(
+    partial: Location,
+    writer: FeatureModelWriter,
+    recipe: FeatureDecoderRecipe,
+    known: Sequence[str],
+    labels: Mapping[str, xr.Dataset],
+) -> FeatureModel:
+    """Finish a model of `partial_model`, all but whose recipe is written, and keep it.
+
+    Parameters
+    ----------
+    partial : Location
+        Where it was written.
+    writer : FeatureModelWriter
+        What wrote it.
+    recipe : FeatureDecoderRecipe
+    known : sequence of str
+        The ``image_id`` of what it was fitted to.
+    labels : mapping of str to Dataset
+        What the neuroids of each subject are called.
+    """
+    seen = xr.Dataset(
+        coords={
+            "known_image": np.array(known, dtype=object),
+            "known_partition": ("known_image", np.array(["train"] * len(known), dtype=object)),
+        }
+    )
+    sha256 = writer.finish(recipe, seen)
+    named = hash_variables({"": seen, **labels}, ("known_image", LABEL))
+    place = keep_partial(partial, f"{recipe.model_dump_json()}{sha256}{named}")
+    return FeatureModel(recipe, ModelRef(LOADER, place, recipe.model_dump_json(), sha256), seen)
 
 
 def _neuroid(ds: xr.Dataset) -> str:
@@ -321,7 +335,13 @@ def _shown(ds: xr.Dataset, subject: str) -> list[str]:
             f"the responses of {subject!r} have no 'image_id' to find features by. Type: "
             f"ds.assign_coords(image_id=('{sample_dim(ds)}', names))"
         )
-    return list(dict.fromkeys(map(str, ds["image_id"].values)))
+    images = [str(name) for name in dict.fromkeys(labels_of(ds, "image_id"))]
+    if len(images) < 2:
+        raise ModelError(
+            f"the responses of {subject!r} are to {len(images)} image: a decoder is fitted to "
+            "responses to two or more"
+        )
+    return images
 
 
 def _shared_attrs(subjects: Mapping[str, xr.Dataset]) -> dict[str, Any]:
@@ -330,6 +350,11 @@ def _shared_attrs(subjects: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     made = {k: reference["response"].attrs.get(k, v) for k, v in MADE_BY.items()}
     for name, ds in others:
         theirs = {k: ds["response"].attrs.get(k, v) for k, v in MADE_BY.items()}
+        if _neuroid(ds) != _neuroid(reference):
+            raise ModelError(
+                f"responses of {name} are of {_neuroid(ds)}s, of {first} of "
+                f"{_neuroid(reference)}s: fit a decoder to each"
+            )
         if theirs != made:
             raise ModelError(
                 f"responses of {name} are {theirs}, of {first} {made}: bring them to the same"

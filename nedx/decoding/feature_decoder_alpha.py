@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import dask.array as da
 import numpy as np
 
+from nedx.decoding.feature_decoder_layers import TrueFeatures
 from nedx.decoding.feature_decoder_samples import Trials, standardization, standardized
 from nedx.errors import ModelError
 from nedx.linear.folds import fold_numbers
@@ -37,16 +38,16 @@ def checked_penalties(alpha: float | str | Sequence[float]) -> tuple[float, ...]
     return tuple(dict.fromkeys(given.tolist()))
 
 
-def choose_alpha(
+def choose_alphas(
     x: np.ndarray,
     trials: Trials,
-    features: np.ndarray | da.Array,
+    layers: Mapping[str, TrueFeatures],
     alphas: Sequence[float],
     n_voxels: int,
     folds: int,
     device: str,
-) -> float:
-    """Return the penalty by which features of left-out images are predicted best.
+) -> dict[str, float]:
+    """Return of each layer the penalty by which features of left-out images are predicted best.
 
     Each fold is left out once. Means, deviations and voxels are found without it, and without the
     trials that share an image, or a label of ``trials.exclusive``, with it. What is compared is
@@ -58,8 +59,8 @@ def choose_alpha(
         Responses, not standardised.
     trials : Trials
         Which images they are to, and what groups them.
-    features : ndarray or dask array, (image, unit)
-        Of the images of the trials.
+    layers : mapping of str to TrueFeatures
+        Features of the images of the trials, and perhaps of others.
     alphas : sequence of float
         To choose among.
     n_voxels, folds, device
@@ -68,14 +69,14 @@ def choose_alpha(
     Raises
     ------
     ModelError
-        If there are fewer groups than folds, or nothing is left to fit to.
+        If there are fewer groups than folds, nothing is left to fit to, or features are not
+        finite.
     """
-    units = np.unique(np.linspace(0, features.shape[1] - 1, _JUDGED).astype(int))
-    y = np.asarray(features[:, units], x.dtype)
+    judged = {name: _some_units(name, one, trials.images, x.dtype) for name, one in layers.items()}
     groups = trials.rows if trials.groups is None else trials.groups
     numbers = fold_numbers(len(x), folds, groups)
     assert numbers is not None
-    scores = np.zeros(len(alphas))
+    scores = {layer: np.zeros(len(alphas)) for layer in layers}
     for fold in np.unique(numbers):
         held = numbers == fold
         kept = ~held & ~np.isin(trials.rows, trials.rows[held])
@@ -87,32 +88,62 @@ def choose_alpha(
                 f"{len(np.unique(trials.rows[held]))} to judge by, two are needed: type another "
                 "number of folds, or groups and exclusive labels with more values"
             )
-        scores += _scores(x, y, trials.rows, kept, held, alphas, n_voxels, device)
-    return float(alphas[int(np.argmax(scores))])
+        # The responses of a fold and their Gram matrix serve all layers and penalties.
+        without = _Fold.of(x, trials.rows, kept, held, device)
+        for layer, y in judged.items():
+            scores[layer] += without.scores(y, alphas, n_voxels)
+    return {layer: float(alphas[int(np.argmax(found))]) for layer, found in scores.items()}
 
 
-def _scores(
-    x: np.ndarray,
-    y: np.ndarray,
-    rows: np.ndarray,
-    kept: np.ndarray,
-    held: np.ndarray,
-    alphas: Sequence[float],
-    n_voxels: int,
-    device: str,
-) -> np.ndarray:
-    """Return the mean correlation of each penalty, (alpha,), for one fold."""
-    mean, deviation = standardization(x[kept])
-    images, own = np.unique(rows[kept], return_inverse=True)
-    inputs = L2LiRInputs(
-        standardized(x[kept], mean, deviation), rows=own, dtype=x.dtype, device=device
-    )
-    z = standardized(y[images], *standardization(y[images]))
-    test, shown = np.unique(rows[held], return_inverse=True)
-    averaged = np.zeros((len(test), x.shape[1]), x.dtype)
-    np.add.at(averaged, shown, standardized(x[held], mean, deviation))
-    averaged /= np.bincount(shown)[:, None]
-    return np.array([_judged(inputs, z, a, n_voxels, averaged, y[test]) for a in alphas])
+def _some_units(layer: str, one: TrueFeatures, images: Sequence[str], dtype: Any) -> np.ndarray:
+    """Return at most 256 units (image, unit), evenly spaced."""
+    units = np.unique(np.linspace(0, one.values.shape[1] - 1, _JUDGED).astype(int))
+    found = np.asarray(replace(one, values=one.values[:, units]).of_images(images), dtype)
+    if not np.isfinite(found).all():
+        raise ModelError(f"features of {layer!r} hold NaN or infinity: leave these images out")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """Responses without one fold, and those of it.
+
+    Attributes
+    ----------
+    inputs : L2LiRInputs
+        Standardised responses to fit to.
+    images, test : ndarray of int64
+        The rows of features that are fitted to, and those that are judged by.
+    x : ndarray (test image, voxel)
+        Mean responses to the latter, standardised as the former.
+    """
+
+    inputs: L2LiRInputs
+    images: np.ndarray
+    test: np.ndarray
+    x: np.ndarray
+
+    @classmethod
+    def of(
+        cls, x: np.ndarray, rows: np.ndarray, kept: np.ndarray, held: np.ndarray, device: str
+    ) -> _Fold:
+        mean, deviation = standardization(x[kept])
+        images, own = np.unique(rows[kept], return_inverse=True)
+        z = standardized(x[kept], mean, deviation)
+        inputs = L2LiRInputs(z, rows=own, dtype=x.dtype, device=device)
+        test, shown = np.unique(rows[held], return_inverse=True)
+        averaged = np.zeros((len(test), x.shape[1]), x.dtype)
+        np.add.at(averaged, shown, standardized(x[held], mean, deviation))
+        averaged /= np.bincount(shown)[:, None]
+        return cls(inputs, images, test, averaged)
+
+    def scores(self, y: np.ndarray, alphas: Sequence[float], n_voxels: int) -> np.ndarray:
+        """Return the mean correlation of each penalty, (alpha,), of features (image, unit)."""
+        own = y[self.images]
+        z = standardized(own, *standardization(own))
+        return np.array(
+            [_judged(self.inputs, z, a, n_voxels, self.x, y[self.test]) for a in alphas]
+        )
 
 
 def _judged(

@@ -21,11 +21,12 @@ from nedx.compute.planned import Indexer, PlannedArray
 from nedx.compute.references import ModelRef, Positions
 from nedx.decoding.feature_decoder_model import FeatureModel
 from nedx.decoding.feature_decoder_recipe import WHOLE, unit_dims
-from nedx.decoding.feature_decoder_samples import MADE_BY, checked_responses, lazy
+from nedx.decoding.feature_decoder_samples import LABEL, MADE_BY, checked_responses, lazy
 from nedx.decoding.feature_decoder_storing import LoadedUnits, UnitsPart
 from nedx.decoding.samples import whose
 from nedx.encoding.plans import EVERYTHING
 from nedx.errors import ModelError
+from nedx.metrics.repeats import labels_of
 from nedx.schema import role_dim, sample_dim, subject_label
 
 _UNITS_PER_TASK = 4096
@@ -97,10 +98,9 @@ def _arrays(
     ds: xr.Dataset, model: FeatureModel, subject: str | None, device: str
 ) -> dict[str, xr.DataArray]:
     """Return the lazy features of one subject by the names of their variables."""
-    array = checked_responses(ds)
     member = model.member(subject)
+    array = _fitting(checked_responses(ds), model, member)
     neuroid = str(array.dims[-1])
-    _check_fit(array, model, member)
     sample = sample_dim(ds)
     names = ds["image_id"].values if "image_id" in ds.coords else np.arange(ds.sizes[sample])
     task = DecodeFeaturesTask(model.ref, device, model.recipe.subjects[member], neuroid)
@@ -124,23 +124,54 @@ def _arrays(
     return found
 
 
-def _check_fit(array: xr.DataArray, model: FeatureModel, member: str) -> None:
-    """Refuse responses of other units or neuroids than those that the model was fitted to."""
+def _fitting(array: xr.DataArray, model: FeatureModel, member: str) -> xr.DataArray:
+    """Return the neuroids that the model was fitted to, in their order, found by their labels.
+
+    Raises
+    ------
+    ModelError
+        If responses have other units, or do not have all of these neuroids.
+    """
     recipe, neuroid = model.recipe, str(array.dims[-1])
     faults = []
     for name, otherwise in MADE_BY.items():
         given, wanted = array.attrs.get(name, otherwise), getattr(recipe, name)
         if given != wanted:
             faults.append(f"{name} is {given!r}, the decoder takes {wanted!r}")
+    places = None
     if neuroid != recipe.neuroid:
         faults.append(f"they are of {neuroid}s, the decoder takes {recipe.neuroid}s")
-    elif array.sizes[neuroid] != recipe.subjects[member]:
-        faults.append(
-            f"they have {array.sizes[neuroid]:,} {neuroid}s, the decoder was fitted to all "
-            f"{recipe.subjects[member]:,} of {member}: give these, the decoder chooses ROIs itself"
-        )
+    else:
+        places, missing = _places(array, model.neuroids(member))
+        if missing or (places is None and array.sizes[neuroid] != recipe.subjects[member]):
+            named = f"; {len(missing):,} are missing, first {missing[0]!r}" if missing else ""
+            faults.append(
+                f"they have {array.sizes[neuroid]:,} {neuroid}s, the decoder was fitted to all "
+                f"{recipe.subjects[member]:,} of {member}: give these, the decoder chooses ROIs "
+                f"itself{named}"
+            )
     if faults:
         raise ModelError("these responses do not fit the decoder: " + "; ".join(faults))
+    return array if places is None else array.isel({neuroid: places})
+
+
+def _places(array: xr.DataArray, labels: xr.Dataset) -> tuple[np.ndarray | None, list[str]]:
+    """Return where the neuroids with these labels lie, None where they are as they come.
+
+    Without labels of either they are taken as they come. Also which labels are missing.
+    """
+    neuroid = str(array.dims[-1])
+    if LABEL not in labels or neuroid not in array.coords:
+        return None, []
+    there, wanted = labels_of(array, neuroid), labels_of(labels, LABEL)
+    if np.array_equal(there, wanted):
+        return None, []
+    names, first = np.unique(there, return_index=True)
+    if names.size < there.size:
+        raise ModelError(f"several {neuroid}s of these responses have the same label: rename them")
+    found = np.minimum(np.searchsorted(names, wanted), names.size - 1)
+    missing = wanted[names[found] != wanted]
+    return first[found], missing.tolist()
 
 
 def _provenance(model: FeatureModel, ds: xr.Dataset, layer: str, device: str) -> dict[str, Any]:
@@ -187,12 +218,12 @@ class DecodeFeaturesTask:
     ) -> np.ndarray:
         """Return float32 (1, ..., *shape) of responses (..., neuroid)."""
         device = resolve_device(self.device)
-        block = block.astype(np.float32, copy=False)
-        checked(block, block.shape, np.float32, "the response", names=names)
         loaded = cache.get(self.model, "cpu", part)
-        flat = block.reshape(-1, block.shape[-1])
+        # What other neuroids are does not matter: some are NaN wherever there is no brain.
+        own = block[..., loaded.position].astype(np.float32, copy=False)
+        checked(own, own.shape, np.float32, "the response", names=names)
         with forward_slot(device):
-            found = predict_units(flat[:, loaded.position], loaded, device)
+            found = predict_units(own.reshape(-1, own.shape[-1]), loaded, device)
         return found.reshape(1, *block.shape[:-1], *shape)
 
 

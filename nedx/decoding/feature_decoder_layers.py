@@ -17,6 +17,7 @@ from nedx.backbones.recipe import BackboneRecipe
 from nedx.encoding.features import encode_features
 from nedx.errors import ModelError, close_matches
 from nedx.metrics.layers import layers_of
+from nedx.metrics.repeats import labels_of
 from nedx.schema import sample_dim
 
 _UNITS_PER_CHUNK = 4096
@@ -70,7 +71,7 @@ def needed_images(given: xr.Dataset, shown: Mapping[str, Sequence[str]]) -> xr.D
             "the features have no 'image_id' to find images by. Type: "
             "ds.assign_coords(image_id=('image', names))"
         )
-    ids = [str(name) for name in given["image_id"].values]
+    ids = [str(name) for name in labels_of(given, "image_id")]
     places = {name: i for i, name in enumerate(ids)}
     if len(places) < len(ids):
         twice = next(name for i, name in enumerate(ids) if places[name] != i)
@@ -198,7 +199,7 @@ def _read(given: xr.Dataset, layers: Sequence[str] | None) -> dict[str, TrueFeat
 
 def _flat(array: xr.DataArray) -> TrueFeatures:
     array = array.transpose(sample_dim(array), ...)
-    ids = array["image_id"].values.astype(str).astype(object)
+    ids = labels_of(array, "image_id").astype(object)
     data, shape = array.data, tuple(array.shape[1:])
     if isinstance(data, da.Array):
         data = data.rechunk(dict.fromkeys(range(2, data.ndim), -1))

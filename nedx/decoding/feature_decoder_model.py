@@ -19,11 +19,11 @@ from nedx.decoding.feature_decoder_storing import (
     FeatureModelWriter,
 )
 from nedx.encoding.loading import Head, group_of
-from nedx.encoding.storing import write_whole
 from nedx.errors import ModelError, SelectionError, close_matches
 from nedx.selection import Names, Subjects
 from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
+from nedx.store.models import open_labels, write_whole
 
 
 class FeatureModel:
@@ -150,6 +150,17 @@ class FeatureModel:
         }
         return xr.Dataset(variables, attrs=attrs)
 
+    def neuroids(self, subject: str) -> xr.Dataset:
+        """Return the labels of the neuroids of a subject's responses, by which they are found.
+
+        Returns
+        -------
+        Dataset
+            ``neuroid_label (<neuroid>)``; empty where the responses had none.
+        """
+        assert self.ref.location is not None
+        return open_labels(self.ref.location, subject).load()
+
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the model, or what is selected of it; `nedx.load_model` opens it.
 
@@ -161,6 +172,8 @@ class FeatureModel:
 
         def write(location: Location) -> None:
             writer = FeatureModelWriter(location)
+            for subject in self.subjects:
+                writer.subject(subject, self.neuroids(subject))
             for subject, roi in product(self.subjects, self.recipe.rois):
                 group = f"{subject}/{roi}"
                 for layer in self.layers:

@@ -12,12 +12,15 @@ import xarray as xr
 from nedx.decoding.feature_decoder_recipe import WHOLE
 from nedx.decoding.samples import Responses
 from nedx.errors import ModelError, SelectionError, close_matches
+from nedx.metrics.repeats import labels_of
 from nedx.preprocessing.repetitions import average_repetitions
 from nedx.schema import neuroid_dim, role_dim, sample_dim
 from nedx.selection import map_nodes, resolve
 
 MADE_BY = {"units": "1", "normalization": None, "normalization_scope": None, "transform": None}
 """Attributes that decide what the numbers of a response mean, and what they are unless said."""
+
+LABEL = "neuroid_label"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,7 @@ def read_trials(
     """
     array = checked_responses(ds)
     labels = [_labels_of(ds, array, name) for name in (groups, exclusive)]
-    ids = ds["image_id"].values.astype(str)
+    ids = labels_of(ds, "image_id")
     values = array.values
     if values.dtype.itemsize < 4:
         values = values.astype(np.float32)
@@ -117,8 +120,16 @@ def _labels_of(ds: xr.Dataset, array: xr.DataArray, name: str | None) -> np.ndar
         raise ModelError(f"trials have no label {name!r}: {close_matches(name, along)}")
     blank = xr.DataArray(np.zeros(array.shape[:-1]), dims=lead)
     values = ds[name].variable.set_dims(dict(blank.sizes)).transpose(*lead).values
-    found: np.ndarray = values.ravel().astype(str)
+    found: np.ndarray = values.ravel().astype(object).astype(str)
     return found
+
+
+def neuroid_labels(ds: xr.Dataset) -> xr.Dataset:
+    """Return ``neuroid_label (<neuroid>)``, by which neuroids are found; nothing without labels."""
+    neuroid = str(checked_responses(ds).dims[-1])
+    if neuroid not in ds.coords:
+        return xr.Dataset()
+    return xr.Dataset(coords={LABEL: (neuroid, ds[neuroid].values)})
 
 
 def roi_positions(
@@ -182,7 +193,7 @@ def _averaged_by(ds: xr.Dataset, label: str) -> xr.Dataset:
         raise SelectionError(f"{sample}s have no label {label!r}: {close_matches(label, along)}")
     if label != "image_id":
         ds = ds.drop_vars("image_id", errors="ignore")
-        ds = ds.assign_coords(image_id=(sample, ds[label].values.astype(str).astype(object)))
+        ds = ds.assign_coords(image_id=(sample, labels_of(ds, label).astype(object)))
     return average_repetitions(ds)
 
 

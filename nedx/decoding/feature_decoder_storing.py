@@ -2,33 +2,26 @@
 
 A group ``<subject>/<roi>/<layer>`` holds ``index`` and ``weight (unit, selected)``, ``bias``,
 ``feature_mean`` and ``feature_deviation (unit)``; ``<subject>/<roi>`` holds ``response_mean`` and
-``response_deviation (voxel)``, and ``position (voxel)`` among the subject's neuroids.
+``response_deviation (voxel)``, and ``position (voxel)`` among the subject's neuroids, whose labels
+are ``neuroid_label`` of ``<subject>``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from pydantic import ValidationError
 
 from nedx.compute.references import ModelRef, Positions
 from nedx.decoding.feature_decoder_recipe import FeatureDecoderRecipe
 from nedx.encoding.loading import LOADER, Head, group_of, read_array
-from nedx.encoding.opening import open_labels
-from nedx.encoding.storing import COMPRESSORS, storable_labels
-from nedx.errors import ModelError
-from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
-from nedx.store.manifest import MANIFEST, Manifest, RecordingStore
+from nedx.store.models import ModelWriter, create_array, open_labels, stored_recipe
 
 if TYPE_CHECKING:
     from nedx.decoding.feature_decoder_model import FeatureModel
@@ -52,31 +45,33 @@ class FeatureModelWriter:
     """
 
     def __init__(self, location: Location):
-        self._location = location
-        self._store = RecordingStore(location.zarr_store(read_only=False))
+        self._writer = ModelWriter(location)
         self._digests: dict[str, Any] = {}
-        with _quiet():
-            self._root = zarr.create_group(self._store, zarr_format=3)
+
+    def subject(self, name: str, labels: xr.Dataset) -> None:
+        """Write the labels of a subject's neuroids, as `neuroid_labels` returns them."""
+        self._writer.labels(labels, name)
 
     def voxels(self, group: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write what a subject's ROI has along its voxels."""
-        into = self._root.require_group(group)
+        into = self._writer.root.require_group(group)
         for name in VOXEL_ARRAYS:
             values = arrays[name]
-            array = _create(into, name, values.shape, ("voxel",), values.shape)
+            array = create_array(into, name, values.shape, _dtype(name), dims=("voxel",))
             self._put(array, slice(0, len(values)), values)
 
     def units(self, group: str, count: int, part: slice, arrays: Mapping[str, np.ndarray]) -> None:
         """Write some units of a layer, which come in order; ``count`` is how many there are."""
-        into = self._root.require_group(group)
+        into = self._writer.root.require_group(group)
         for name in UNIT_ARRAYS:
             values = arrays[name]
             if part.start == 0:
                 wide = values.ndim == 2
                 dims = ("unit", "selected") if wide else ("unit",)
                 step = UNITS_PER_CHUNK if wide else 64 * UNITS_PER_CHUNK
-                shape = (count, *values.shape[1:])
-                _create(into, name, shape, dims, (min(step, count), *values.shape[1:]))
+                tail = values.shape[1:]
+                chunks = (min(step, count), *tail)
+                create_array(into, name, (count, *tail), _dtype(name), chunks=chunks, dims=dims)
             array = into[name]
             assert isinstance(array, zarr.Array)
             self._put(array, part, values)
@@ -85,20 +80,8 @@ class FeatureModelWriter:
         """Write the recipe and the images it knows; return the hash of the weights."""
         weights = "".join(f"{k}{d.hexdigest()}" for k, d in sorted(self._digests.items()))
         sha256 = hashlib.sha256(weights.encode()).hexdigest()
-        with _quiet():
-            storable_labels(known).to_zarr(self._store, mode="a", zarr_format=3, consolidated=False)
-            self._root.attrs.put(
-                {
-                    "nedx_kind": "model",
-                    "nedx_schema_version": SCHEMA_VERSION,
-                    "nedx_status": "complete",
-                    "model_type": MODEL_TYPE,
-                    "recipe": json.loads(recipe.model_dump_json()),
-                    "weights_sha256": sha256,
-                }
-            )
-            zarr.consolidate_metadata(self._store, zarr_format=3)
-        self._location.write(MANIFEST, Manifest(self._store.written).to_bytes())
+        self._writer.labels(known)
+        self._writer.finish(recipe, model_type=MODEL_TYPE, weights_sha256=sha256)
         return sha256
 
     def _put(self, array: zarr.Array, part: slice, values: np.ndarray) -> None:
@@ -108,30 +91,8 @@ class FeatureModelWriter:
         digest.update(values)
 
 
-def _create(
-    group: zarr.Group,
-    name: str,
-    shape: tuple[int, ...],
-    dims: tuple[str, ...],
-    chunks: tuple[int, ...],
-) -> zarr.Array:
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype="int32" if name in _INTEGERS else "float32",
-        chunks=tuple(max(1, size) for size in chunks),
-        compressors=COMPRESSORS,
-        dimension_names=dims,
-        config={"write_empty_chunks": True},
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # Zarr says of consolidated metadata and of strings that v3 does not specify them yet.
-        warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-        yield
+def _dtype(name: str) -> str:
+    return "int32" if name in _INTEGERS else "float32"
 
 
 @dataclass(frozen=True)
@@ -174,12 +135,10 @@ class UnitsPart:
     def read(self, ref: ModelRef, device: str) -> LoadedUnits:
         """Read these units and no others; they stay on the processor."""
         units = self.units.array
-        start, stop = int(units.min(initial=0)), int(units.max(initial=-1)) + 1
+        start = int(units[0]) if units.size else 0
+        stop = start + units.size
         where = slice(start, stop) if np.array_equal(units, np.arange(start, stop)) else units
-        layer, roi = (
-            group_of(ref, Head(f"{self.group}/{self.layer}")),
-            group_of(ref, Head(self.group)),
-        )
+        layer, roi = (group_of(ref, Head(g)) for g in (f"{self.group}/{self.layer}", self.group))
         found = {name: read_array(layer[name], None, where) for name in UNIT_ARRAYS}
         found |= {name: read_array(roi[name], None, slice(None)) for name in VOXEL_ARRAYS}
         # Positions were read as float32, which holds whole numbers up to 2 ** 24.
@@ -198,12 +157,6 @@ def open_feature_model(location: Location, attrs: Mapping[str, Any]) -> FeatureM
     """
     from nedx.decoding.feature_decoder_model import FeatureModel
 
-    try:
-        recipe = FeatureDecoderRecipe.model_validate(attrs["recipe"])
-        sha256 = str(attrs["weights_sha256"])
-    except (ValidationError, KeyError) as error:
-        raise ModelError(
-            f"the recipe of the decoder at {location.url} is not valid: {error}"
-        ) from error
+    recipe, sha256 = stored_recipe(FeatureDecoderRecipe, location, attrs, "decoder")
     ref = ModelRef(LOADER, location, recipe.model_dump_json(), sha256)
-    return FeatureModel(recipe, ref, open_labels(location, "", heavy=()))
+    return FeatureModel(recipe, ref, open_labels(location, ""))

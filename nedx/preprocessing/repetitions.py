@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SelectionError
+from nedx.metrics.repeats import labels_of
 from nedx.preprocessing.steps import response_of, with_step
 from nedx.schema import parse_without_units, role_dim
 
@@ -143,9 +144,8 @@ def _trial_dim(ds: xr.Dataset) -> str:
 
 def _ordered(ds: xr.Dataset, dim: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the trials image by image, and how many each image has; images as they first come."""
-    _, first, inverse = np.unique(
-        ds["image_id"].values.astype(str), return_index=True, return_inverse=True
-    )
+    names = labels_of(ds, "image_id")
+    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))
     image = rank[inverse]
     known = "repetition" in ds.coords and ds["repetition"].dims == (dim,)
