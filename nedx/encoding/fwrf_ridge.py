@@ -187,10 +187,10 @@ class FwrfRidgeEncoder(BaseEstimator):
         self.candidates_ = candidate_grid(aperture, sizes, self.spacing)
         for samples in split.training.values():
             check_values(samples)
-        searches = self._search(split, recipe, aperture, channels)
-        self.alpha_ = {name: search.alpha for name, (search, *_) in searches.items()}
         own = stimuli if responses is None else responses
         fitted = encoder_recipe(split, own, recipe, "fwrf_ridge", self)
+        searches = self._search(split, recipe, aperture, channels)
+        self.alpha_ = {name: search.alpha for name, (search, *_) in searches.items()}
         self.model_ = self._stored(split, searches, fitted, aperture)
         return self
 

@@ -13,23 +13,21 @@ import xarray as xr
 from sklearn.base import BaseEstimator
 
 from nedx.backbones.recipe import BackboneRecipe
+from nedx.encoding.estimators.checks import check_images
 from nedx.encoding.fwrf_checks import (
     check_disjoint,
     check_units,
     check_untested,
     voxel_positions,
 )
-from nedx.encoding.recipe import EncoderRecipe
-from nedx.errors import ModelError, SelectionError, StimulusError, close_matches
+from nedx.encoding.recipe import EncoderRecipe, recipe_of
+from nedx.errors import ModelError, SelectionError, close_matches
 from nedx.schema import neuroid_dim, role_dim, sample_dim, subject_label
-from nedx.stimuli.preprocessing import check_pixels
 
 ALL = "all"
 """The ROI that all voxels belong to where the responses name none."""
 _WINDOW_BYTES = 2**27
 _ELSEWHERE = ("backbone", "layers", "device", "checkpoint", "memory")
-_FROM_RESPONSE = ("normalization", "normalization_scope", "transform")
-_FROM_DATASET = ("modality", "species", "dataset", "license", "citation")
 
 Responses = xr.Dataset | xr.DataTree
 
@@ -191,14 +189,7 @@ def split_samples(
         If responses and images do not fit together, or images are trained on and held out.
     """
     responses = stimuli if responses is None else responses
-    _check_given(stimuli, responses, validation, policy)
-    ids = stimuli["image_id"].values.astype(str).astype(object)
-    if len(set(ids)) < len(ids):
-        names, counts = np.unique(ids.astype(str), return_counts=True)
-        raise ModelError(
-            f"several of the stimuli are called {str(names[counts > 1][0])!r}; image_id must be "
-            "unique"
-        )
+    ids = _check_given(stimuli, responses, validation, policy)
     paired = list(_paired(stimuli, responses))
     kinds = [(each.subject, ds) for each, ds in paired]
     every = [(each, _partition(each, ds, stimuli)) for each, ds in paired]
@@ -222,27 +213,15 @@ def split_samples(
 
 def _check_given(
     stimuli: xr.Dataset, responses: Responses, validation: Responses | None, policy: str
-) -> None:
-    """Raise unless labelled images and responses were given, and images fit the policy."""
+) -> np.ndarray:
+    """Return the ids of the images; raise unless labelled images and responses were given."""
     for given in (responses, validation):
         if given is not None and not isinstance(given, xr.Dataset | xr.DataTree):
             raise ModelError(
                 f"responses are a Dataset or DataTree with 'response' and 'image_id', not "
                 f"{type(given).__name__}"
             )
-    if not isinstance(stimuli, xr.Dataset):
-        raise StimulusError(
-            f"fwRF models are fitted to a Dataset of images, not {type(stimuli).__name__}. Type: "
-            "nedx.open_images(images)"
-        )
-    if "pixels" not in stimuli:
-        raise StimulusError(
-            f"fwRF models are fitted to 'pixels', found {', '.join(map(str, stimuli.data_vars))}. "
-            "Type: nedx.open_images('folder')"
-        )
-    if "image_id" not in stimuli.coords:
-        raise StimulusError("the stimuli have no 'image_id' to pair responses with them by")
-    check_pixels(stimuli["pixels"].dtype, stimuli["pixels"].shape, policy)
+    return check_images(stimuli, policy, "fwRF models")
 
 
 def _given(
@@ -470,23 +449,19 @@ def encoder_recipe(
     about: Mapping[str, Any] = ds.attrs
     if isinstance(responses, xr.DataTree):
         about = {str(k): v for k, v in {**responses.attrs, **ds.attrs}.items()}
-    found = {key: response[key] for key in _FROM_RESPONSE if key in response}
-    found |= {key: about[key] for key in _FROM_DATASET if key in about}
-    names = [str(about[key]) for key in ("modality", "dataset") if key in about]
     samples = sum(map(len, split.training.values()))
-    return EncoderRecipe(
+    return recipe_of(
+        EncoderRecipe,
+        response,
+        about,
+        kind,
         backbone=backbone,
-        model_id="-".join([*names, kind]),
-        version="1",
-        units=response.get("units", "1"),
-        training_source=response.get("source", about.get("source")),
-        fitted_by=_described(estimator),
+        fitted_by=described(estimator),
         training_data=f"{samples} samples of {len(split.training)} subjects",
-        **found,
     )
 
 
-def _described(estimator: BaseEstimator) -> str:
+def described(estimator: BaseEstimator) -> str:
     """Return the class and the parameters that decide what is learnt."""
     params = estimator.get_params(deep=False).items()
     said = [f"{name}={value!r}" for name, value in params if name not in _ELSEWHERE]

@@ -178,10 +178,10 @@ class FwrfTrainer(BaseEstimator):
         values = [check_values(samples) for samples in split.training.values()]
         targets = {name: each.finite_means() for name, each in split.validation.items()}
         values += [hash_arrays({name: means}) for name, (_, means) in targets.items()]
-        progress, best = self._train(split, targets, self._fingerprint(split, values))
-        self.history_, self.best_epoch_ = progress.history, progress.best_epoch
         own = stimuli if responses is None else responses
         recipe = encoder_recipe(split, own, default_recipe("gnet"), "fwrf", self)
+        progress, best = self._train(split, targets, self._fingerprint(split, values))
+        self.history_, self.best_epoch_ = progress.history, progress.best_epoch
         self.model_ = self._stored(split, best, recipe)
         return self
 

@@ -28,6 +28,7 @@ from nedx.compute.training import (
 from nedx.decoding.batches import Stream
 from nedx.decoding.samples import Responses
 from nedx.encoding.estimators.base import UnfittedError
+from nedx.encoding.fwrf_samples import described
 from nedx.encoding.fwrf_scoring import correlations
 from nedx.encoding.fwrf_store import hash_arrays
 from nedx.encoding.keeping import keep_model
@@ -36,6 +37,7 @@ from nedx.encoding.realnet_model import NETWORK, ReAlnetModel, placed
 from nedx.encoding.realnet_recipe import ReAlnetArchitecture, ReAlnetRecipe
 from nedx.encoding.realnet_samples import Trials, image_pairs, pair_trials
 from nedx.encoding.realnet_store import write_realnet
+from nedx.encoding.recipe import recipe_of
 from nedx.errors import ModelError
 from nedx.metrics.repeats import labels_of
 from nedx.stimuli.preprocessing import policy
@@ -50,8 +52,6 @@ _log = logging.getLogger(__name__)
 _R = "r"
 _TRUNK = ("widths", "steps", "classes")
 _ELSEWHERE = ("max_epochs", "checkpoint", "device")
-_FROM_RESPONSE = ("normalization", "normalization_scope", "transform")
-_FROM_DATASET = ("modality", "species", "dataset", "license", "citation")
 _ACCURACY = {"long_name": "encoding accuracy", "units": "1", "metric": "pearson_r"}
 
 
@@ -114,6 +114,10 @@ class ReAlnetEncoder(BaseEstimator):
     history_ : Dataset
         ``task``, ``generation`` and ``loss`` of training and ``val_task``, ``val_generation`` and
         ``val_loss`` over ``(network, epoch)``; ``best_epoch (network)``, from 0 on.
+
+    See Also
+    --------
+    nedx.encoding.realnet_published.open_published : Networks that others have trained.
 
     Examples
     --------
@@ -179,17 +183,18 @@ class ReAlnetEncoder(BaseEstimator):
             If images do not fit.
         ModelError
             If images and responses do not belong together, responses are not by channel and time,
-            NaN or constant, or the checkpoint is another training's.
+            NaN or constant, a parameter is out of range, weights are not those of the trunk, or
+            the checkpoint is another training's.
         """
         self._check_parameters()
         trials = pair_trials(stimuli, responses, self.validation, self.seed, self.policy)
         architecture = self._architecture(trials)
-        trunk = self._trunk(architecture)
+        recipe, trunk = self._recipe(trials, architecture), self._trunk(architecture)
         jobs = [self._job(trials, name, architecture, trunk) for name in trials.subjects]
         done = {job.subject: self._train(job) for job in jobs}
         self.history_ = _history({name: progress for name, (progress, _) in done.items()})
         best = {name: tensors for name, (_, tensors) in done.items()}
-        self.model_ = self._stored(trials, architecture, best)
+        self.model_ = self._stored(trials, recipe, best)
         return self
 
     def predict(self, stimuli: xr.Dataset) -> xr.Dataset | xr.DataTree:
@@ -392,7 +397,7 @@ class ReAlnetEncoder(BaseEstimator):
         )
 
     def _stored(
-        self, trials: Trials, architecture: ReAlnetArchitecture, best: dict[str, Tensors]
+        self, trials: Trials, recipe: ReAlnetRecipe, best: dict[str, Tensors]
     ) -> ReAlnetModel:
         """Put the weights where models are read from, and open them."""
         arrays = {
@@ -401,7 +406,6 @@ class ReAlnetEncoder(BaseEstimator):
         }
         r = {name: state.pop(_R) for name, state in arrays.items()}
         labels = _labels(trials, np.stack(list(r.values())))
-        recipe = self._recipe(trials, architecture)
         every = {f"{n}/{k}": v for n, state in arrays.items() for k, v in state.items()}
         place = keep_model(
             recipe,
@@ -413,22 +417,16 @@ class ReAlnetEncoder(BaseEstimator):
 
     def _recipe(self, trials: Trials, architecture: ReAlnetArchitecture) -> ReAlnetRecipe:
         ds = next(iter(trials.subjects.values()))
-        attrs = ds["response"].attrs
-        found = {key: attrs[key] for key in _FROM_RESPONSE if key in attrs}
-        found |= {key: ds.attrs[key] for key in _FROM_DATASET if key in ds.attrs}
-        names = [str(ds.attrs[key]) for key in ("modality", "dataset") if key in ds.attrs]
-        split = trials.split
-        return ReAlnetRecipe(
+        return recipe_of(
+            ReAlnetRecipe,
+            ds["response"].attrs,
+            ds.attrs,
+            "realnet",
             architecture=architecture,
             backbone=self._backbone(architecture),
-            model_id="-".join([*names, "realnet"]),
-            version="1",
-            units=attrs.get("units", "1"),
-            training_source=attrs.get("source", ds.attrs.get("source")),
-            training_data=f"{split.count('train')} images, {len(trials.subjects)} subjects",
-            split=split.rule,
-            fitted_by=repr(self),
-            **found,
+            training_data=f"{trials.split.count('train')} images, {len(trials.subjects)} subjects",
+            split=trials.split.rule,
+            fitted_by=described(self),
         )
 
 

@@ -13,10 +13,11 @@ from nedx.compute.batches import prefetch
 from nedx.decoding.batches import Batch, Stream
 from nedx.decoding.samples import Responses, by_subject, paired
 from nedx.decoding.splitting import Split, split_concepts
+from nedx.encoding.estimators.checks import check_images
 from nedx.errors import ModelError, StimulusError, close_matches
 from nedx.metrics.repeats import labels_of
 from nedx.schema import neuroid_dim, role_dim, sample_dim
-from nedx.stimuli.preprocessing import check_pixels, policy, preprocess
+from nedx.stimuli.preprocessing import policy, preprocess
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,7 @@ def pair_trials(
         If responses and images do not belong together.
     """
     responses = stimuli if responses is None else responses
-    ids = _checked_images(stimuli, policy_name)
+    ids = _square_images(stimuli, policy_name)
     _check_dims(responses)
     subjects = {name: _told(name, ds, stimuli, ids) for name, ds in by_subject(responses).items()}
     split = split_concepts(list(subjects.values()), share, seed)
@@ -129,27 +130,14 @@ def image_pairs(
     yield from prefetch(make, drawn)  # type: ignore[arg-type]
 
 
-def _checked_images(stimuli: xr.Dataset, policy_name: str) -> np.ndarray:
-    if not isinstance(stimuli, xr.Dataset) or "pixels" not in stimuli:
-        raise StimulusError(
-            "a ReAlnet is trained on a Dataset with 'pixels'. Type: nedx.open_images('folder')"
-        )
-    if "image_id" not in stimuli.coords:
-        raise StimulusError("the stimuli have no 'image_id' to pair responses with them by")
-    pixels = stimuli["pixels"]
-    check_pixels(pixels.dtype, pixels.shape, policy_name)
-    y, x = policy(policy_name).output_shape(*pixels.shape[1:3])
+def _square_images(stimuli: xr.Dataset, policy_name: str) -> np.ndarray:
+    """Return the ids of images that a ReAlnet can see."""
+    ids = check_images(stimuli, policy_name, "ReAlnets")
+    y, x = policy(policy_name).output_shape(*stimuli["pixels"].shape[1:3])
     if y != x:
         raise StimulusError(
             f"a ReAlnet sees square images, these are {y} x {x} by the policy {policy_name!r}. "
             "Type: policy='train'"
-        )
-    ids = labels_of(stimuli, "image_id").astype(object)
-    names, counts = np.unique(ids.astype(str), return_counts=True)
-    if (counts > 1).any():
-        raise ModelError(
-            f"several of the stimuli are called {str(names[counts > 1][0])!r}; image_id must be "
-            "unique"
         )
     return ids
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nedx.backbones.recipe import BackboneRecipe
+from nedx.errors import ModelError
+
+_FROM_RESPONSE = ("normalization", "normalization_scope", "transform")
+_FROM_DATASET = ("modality", "species", "dataset", "license", "citation")
 
 
 class EncoderRecipe(BaseModel):
@@ -57,3 +62,54 @@ class EncoderRecipe(BaseModel):
     citation: str | None = None
     fitted_by: str | None = None
     card: str | None = None
+
+
+Recipe = TypeVar("Recipe", bound=EncoderRecipe)
+
+
+def recipe_of(
+    kind: type[Recipe],
+    response: Mapping[Any, Any],
+    about: Mapping[Any, Any],
+    name: str,
+    **fields: Any,
+) -> Recipe:
+    """Return the recipe of a model, from what the responses that it is fitted to say of themselves.
+
+    Parameters
+    ----------
+    kind : type of EncoderRecipe
+        Of which recipe.
+    response, about : mapping
+        Attributes of the responses, and of their Dataset.
+    name : str
+        Of the kind of model; ends its id.
+    **fields
+        Fields that they do not say.
+
+    Raises
+    ------
+    ModelError
+        If an attribute is not what a recipe says.
+    """
+    found = {key: response[key] for key in _FROM_RESPONSE if key in response}
+    found |= {key: about[key] for key in _FROM_DATASET if key in about}
+    names = [str(about[key]) for key in ("modality", "dataset") if key in about]
+    words = {
+        "model_id": "-".join([*names, name]),
+        "version": "1",
+        "units": response.get("units", "1"),
+        "training_source": response.get("source", about.get("source")),
+        **found,
+        **fields,
+    }
+    try:
+        return kind.model_validate(words)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}, not {each['input']!r}"
+            for each in error.errors()
+        ]
+        raise ModelError(
+            "attributes of the responses do not fit a model: " + "; ".join(faults)
+        ) from error

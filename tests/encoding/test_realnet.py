@@ -441,6 +441,15 @@ def test_wrong_parameters_are_told_before_any_work(options, message):
         ReAlnetEncoder(**{**OPTIONS, **options}).fit(images, lazy(ds))
 
 
+def test_attributes_that_no_recipe_takes_are_told_before_any_work():
+    images, ds = toy()
+    odd = lazy(ds).assign_attrs(modality="EEG", source="recorded")
+    with computes_at_most(0), pytest.raises(ModelError) as told:
+        ReAlnetEncoder(**OPTIONS).fit(images, odd)
+    assert "modality: " in str(told.value)
+    assert "not 'recorded'" in str(told.value)
+
+
 def test_weights_of_another_network_are_told_before_any_work(tmp_path):
     images, ds = toy()
     torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")

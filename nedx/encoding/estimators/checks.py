@@ -12,7 +12,9 @@ import xarray as xr
 from nedx.compute.devices import check_device
 from nedx.encoding.estimators.measured import Measured
 from nedx.encoding.recipe import EncoderRecipe
-from nedx.errors import ModelError, NedxWarning
+from nedx.errors import ModelError, NedxWarning, StimulusError
+from nedx.metrics.repeats import labels_of
+from nedx.stimuli.preprocessing import check_pixels
 
 MADE_BY = ("units", "normalization", "normalization_scope", "transform")
 """Attributes of a response that decide what its numbers mean."""
@@ -26,6 +28,52 @@ def check_parameters(components: int | None, repetitions: str, device: str) -> N
         raise ModelError(f"n_components is {components!r}; type a whole number from 1")
     if repetitions not in ("mean", "each"):
         raise ModelError(f"repetitions is {repetitions!r}; type 'mean' or 'each'")
+
+
+def check_images(stimuli: xr.Dataset, policy: str, who: str) -> np.ndarray:
+    """Return the ids of images that networks are trained on.
+
+    Parameters
+    ----------
+    stimuli : Dataset
+        ``pixels (image, y, x, rgb)`` uint8 with ``image_id``.
+    policy : str
+        Of the images.
+    who : str
+        Is fitted to them.
+
+    Returns
+    -------
+    ndarray of object, (image,)
+
+    Raises
+    ------
+    StimulusError
+        If there are no pixels or ids, or pixels do not fit the policy.
+    ModelError
+        If images have one name.
+    """
+    if not isinstance(stimuli, xr.Dataset):
+        raise StimulusError(
+            f"{who} are fitted to a Dataset of images, not {type(stimuli).__name__}. Type: "
+            "nedx.open_images(images)"
+        )
+    if "pixels" not in stimuli:
+        raise StimulusError(
+            f"{who} are fitted to 'pixels', found {', '.join(map(str, stimuli.data_vars))}. "
+            "Type: nedx.open_images('folder')"
+        )
+    if "image_id" not in stimuli.coords:
+        raise StimulusError("the stimuli have no 'image_id' to pair responses with them by")
+    check_pixels(stimuli["pixels"].dtype, stimuli["pixels"].shape, policy)
+    ids = labels_of(stimuli, "image_id")
+    names, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        raise ModelError(
+            f"several of the stimuli are called {str(names[counts > 1][0])!r}; image_id must be "
+            "unique"
+        )
+    return ids.astype(object)
 
 
 def check_labels(
