@@ -72,7 +72,9 @@ def plot_waveforms(
     for label, line in lines.items():
         _draw(ax, times, label, *line)
     ax.set(xlabel=named(measured[time]), ylabel=named(measured), xlim=(times[0], times[-1]))
-    ax.legend(frameon=False)
+    # Two entries for each channel would cover the lines.
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if by else {}
+    ax.legend(frameon=False, **beside)
     return ax
 
 

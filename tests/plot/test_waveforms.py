@@ -66,7 +66,10 @@ def test_the_mean_of_all_images_by_channel():
     assert len(lines) == 8
     np.testing.assert_allclose(lines[2], ds.response.values[:, :, 1].mean((0, 1)), atol=1e-6)
     np.testing.assert_allclose(lines[3], ds.response_predicted.values[:, 1].mean(0), atol=1e-6)
-    assert ax.get_legend().get_texts()[2].get_text() == "Oz measured"
+    legend = ax.get_legend()
+    assert legend.get_texts()[2].get_text() == "Oz measured"
+    ax.figure.canvas.draw()
+    assert legend.get_window_extent().x0 >= ax.get_window_extent().x1
     same = ds.ned.plot.waveforms(2, ax=ax)
     assert same is ax
 
