@@ -231,6 +231,7 @@ RECIPES: Mapping[str, Recipe] = {
             averaged=True,
             zscored="train",
             repetitions=_PUBLISHED_MOST,
+            shuffled=True,
         ),
     )
 }

@@ -222,6 +222,16 @@ def test_realnet_2024(root):
     nedx.validate(ds)
 
 
+def test_realnet_2024_averages_the_repetitions_that_were_published():
+    """It was made of the prepared data of Gifford et al., who drew two of an image in a session."""
+    images = np.tile([4, 2, 9], 5)
+    published, found = (
+        RECIPES[name].choose(images, "train") for name in ("eeg_encoding_2022", "realnet_2024")
+    )
+    np.testing.assert_array_equal(found, published)
+    assert found[0].tolist() != RECIPES["berg_2025"].choose(images, "train")[0].tolist()
+
+
 def test_eras_cannot_be_mistaken():
     said = set()
     for recipe in RECIPES.values():
