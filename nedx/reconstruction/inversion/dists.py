@@ -76,10 +76,12 @@ def similarities(features: torch.Tensor, target: torch.Tensor) -> tuple[torch.Te
     """
     first, second = (_by_channel(values) for values in (features, target))
     a, b = first.mean(2), second.mean(2)
-    product = (first * second).mean(2)
-    squares = (first**2).mean(2) + (second**2).mean(2)
+    # Less their means, not means less squares: features far from zero would cancel to nothing.
+    ours, theirs = first - a[..., None], second - b[..., None]
+    product = (ours * theirs).mean(2)
+    squares = (ours**2).mean(2) + (theirs**2).mean(2)
     means = (2 * a * b + _TINY) / (a**2 + b**2 + _TINY)
-    covariances = (2 * (product - a * b) + _TINY) / (squares - a**2 - b**2 + _TINY)
+    covariances = (2 * product + _TINY) / (squares + _TINY)
     return means.mean(1), covariances.mean(1)
 
 
