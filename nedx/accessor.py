@@ -289,6 +289,12 @@ class DataTreeNed(Exports):
 
         return convert(self._obj, model, **options)
 
+    def reconstruct(self, generator: Any, **options: Any) -> xr.DataTree:
+        """Make pictures of what every subject saw, lazily; see `nedx.reconstruct`."""
+        from nedx.reconstruction.reconstruct import reconstruct
+
+        return reconstruct(self._obj, generator, **options)
+
     def score(self, **options: Any) -> xr.DataTree:
         """Compare predicted with measured responses in every subject; see `nedx.score`."""
         from nedx.metrics.scoring import score

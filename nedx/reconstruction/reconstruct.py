@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,9 @@ from nedx.errors import ModelError, close_matches
 from nedx.reconstruction.generators.protocol import DatasetGenerator, Generator
 from nedx.reconstruction.prior import EMBEDDING, ONE_STAGE
 from nedx.reconstruction.rows import over_rows, variable
+from nedx.selection import map_nodes
+
+Given = TypeVar("Given", xr.Dataset, xr.DataTree)
 
 KINDS = ("true_embedding", "one_stage", "two_stage")
 """Pictures of the embedding of the image itself, of that decoded, and of what the prior makes of
@@ -30,24 +35,24 @@ _HINTS = {
 
 
 def reconstruct(
-    ds: xr.Dataset,
+    ds: Given,
     generator: Generator | DatasetGenerator,
     *,
     kinds: Sequence[str] | None = None,
     targets: xr.Dataset | None = None,
     seed: int = 0,
     device: str = "auto",
-) -> xr.Dataset:
+) -> Given:
     """Make pictures of decoded embeddings, latents or features of a network.
 
     The seed of a picture comes from `seed` and its ``image_id``; subjects and kinds share it.
 
     Parameters
     ----------
-    ds : Dataset
-        What the generator reads, with ``image_id``: ``embedding ([subject,] image | trial,
-        feature)``, ``latent ([subject,] image | trial, latent_channel, latent_y, latent_x)``, or
-        ``feature_<layer> ([subject,] image | trial, *unit)``.
+    ds : Dataset or DataTree
+        What the generator reads, in every child of a tree, with ``image_id``: ``embedding
+        ([subject,] image | trial, feature)``, ``latent ([subject,] image | trial, latent_channel,
+        latent_y, latent_x)``, or ``feature_<layer> ([subject,] image | trial, *unit)``.
     generator : Generator or DatasetGenerator
         One of `nedx.reconstruction.generators`, `FeatureInversion` of
         `nedx.reconstruction.inversion`, or anything of these protocols.
@@ -63,7 +68,7 @@ def reconstruct(
 
     Returns
     -------
-    Dataset
+    Dataset or DataTree
         What was given, with ``pixels_reconstructed ([kind,] [subject,] image | trial, y, x, rgb)``
         uint8, lazily, and the coordinate ``kind`` where there are kinds. Selecting first saves the
         work.
@@ -78,25 +83,32 @@ def reconstruct(
     if isinstance(generator, DatasetGenerator):
         if kinds is not None or targets is not None:
             raise ModelError(f"kinds and targets are of embeddings, not of {generator!r:.80}")
-        return generator.reconstruct(ds, seed=seed, device=device)
-    if not isinstance(generator, Generator):
+    elif not isinstance(generator, Generator):
         raise ModelError(
             f"a {type(generator).__name__} is no generator; see nedx.reconstruction.generators"
         )
+    make = partial(_pictured, generator, kinds, targets, seed, device)
+    return map_nodes(ds, make) if isinstance(ds, xr.DataTree) else make(ds)
+
+
+def _pictured(
+    generator: Generator | DatasetGenerator,
+    kinds: Sequence[str] | None,
+    targets: xr.Dataset | None,
+    seed: int,
+    device: str,
+    ds: xr.Dataset,
+) -> xr.Dataset:
+    """Return a Dataset with its pictures."""
+    if isinstance(generator, DatasetGenerator):
+        return generator.reconstruct(ds, seed=seed, device=device)
     rows = _rows(ds, generator, kinds, targets)
     size = generator.check(tuple(rows.sizes[dim] for dim in generator.row_dims))
     check_size(ds, size)
     task = PictureTask(generator, size, seed, device)
     made = over_rows(rows, generator.row_dims, task)
     recipe = {"name": type(generator).__name__, **generator.describe()}
-    attrs = {
-        "long_name": "reconstructed image",
-        "generator": json.dumps(recipe),
-        "reads": generator.reads,
-        "seed": seed,
-        "torch_version": version("torch"),
-        "code_version": version("nedx"),
-    }
+    attrs = made_by(recipe, generator.reads, seed)
     lead = [dim for dim in rows.dims if dim not in generator.row_dims]
     out = ds.assign({PIXELS: ((*lead, "y", "x", "rgb"), made, attrs)})
     return out.assign_coords(kind=rows["kind"]) if kinds else out
@@ -160,6 +172,18 @@ class PictureTask:
         seeds = [picture_seed(self.seed, name) for name in names]
         made = self.generator.make(values, seeds, resolve_device(self.device))
         return checked(made, (len(rows), *self.shape), np.uint8, "a generator's pictures")
+
+
+def made_by(recipe: Mapping[str, Any], reads: str, seed: int) -> dict[str, Any]:
+    """Return the attributes of pictures: what made them, of what, and with which seed."""
+    return {
+        "long_name": "reconstructed image",
+        "generator": json.dumps(recipe),
+        "reads": reads,
+        "seed": seed,
+        "torch_version": version("torch"),
+        "code_version": version("nedx"),
+    }
 
 
 def picture_seed(seed: int, name: object) -> int:

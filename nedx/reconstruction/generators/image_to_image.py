@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,7 +36,7 @@ class SdxlTurboImageToImage(SdxlTurboIpAdapter):
 
     def reconstruct(self, ds: xr.Dataset, *, seed: int, device: str) -> xr.Dataset:
         """Return the Dataset with ``pixels_reconstructed``, lazily; see `DatasetGenerator`."""
-        from nedx.reconstruction.reconstruct import PIXELS, PictureTask, check_size
+        from nedx.reconstruction.reconstruct import PIXELS, PictureTask, check_size, made_by
 
         embedding = variable(ds, "embedding", "Type: ds.ned.decode(decoder)")
         latent = variable(ds, "latent", "Type: low_level.predict(responses)")
@@ -53,14 +51,8 @@ class SdxlTurboImageToImage(SdxlTurboIpAdapter):
         both = _side_by_side(embedding, latent, self.embedding_norm)
         task = PictureTask(replace(self, embedding_norm=None), size, seed, device)
         made = over_rows(both, self.row_dims, task)
-        attrs = {
-            "long_name": "reconstructed image",
-            "generator": json.dumps({"name": type(self).__name__, **self.describe()}),
-            "reads": "embedding, latent",
-            "seed": seed,
-            "torch_version": version("torch"),
-            "code_version": version("nedx"),
-        }
+        recipe = {"name": type(self).__name__, **self.describe()}
+        attrs = made_by(recipe, "embedding, latent", seed)
         return ds.assign({PIXELS: ((*both.dims[:-1], "y", "x", "rgb"), made, attrs)})
 
     def run(self, pipeline: Any, rows: np.ndarray, generators: list[Any], device: str) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
 
+from nedx.backbones.weights import fetch
 from nedx.compute.batches import batches, checked
 from nedx.compute.devices import forward_slot, resolve_device
 from nedx.errors import ModelError, close_matches
@@ -23,10 +23,15 @@ from nedx.reconstruction.inversion.pixels import Display, shown, to_rgb
 from nedx.reconstruction.inversion.problem import Optimizer, Problem
 from nedx.reconstruction.inversion.scaling import FeatureScaling
 from nedx.reconstruction.inversion.targets import ROW, split_rows, target_rows
-from nedx.reconstruction.reconstruct import PIXELS, check_size, picture_seed
+from nedx.reconstruction.reconstruct import PIXELS, check_size, made_by, picture_seed
 from nedx.reconstruction.rows import over_rows
 
 RAW = "pixels_raw"
+_PARTS = {
+    "encoder": "a FeatureEncoder, such as that of vgg19_encoder(weights)",
+    "optimizer": "an optimiser, LBFGS() or GeneratorDescent()",
+    "generator": "an ImageGenerator, such as that of deepsim_generator(weights)",
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,13 @@ class FeatureInversion:
     raw: bool = False
 
     def __post_init__(self) -> None:
+        expected = {"encoder": FeatureEncoder, "optimizer": Optimizer}
+        expected |= {"generator": ImageGenerator} if self.generator is not None else {}
+        for name, kind in expected.items():
+            given = getattr(self, name)
+            if isinstance(given, type) or not isinstance(given, kind):
+                found = type(given).__name__
+                raise ModelError(f"{name}= is a {found}, expected {_PARTS[name]}")
         if self.loss not in LOSSES:
             raise ModelError(f"no loss is called {self.loss!r}: {close_matches(self.loss, LOSSES)}")
         if self.display not in get_args(Display):
@@ -109,7 +121,7 @@ class FeatureInversion:
             What was given, with ``pixels_reconstructed (..., image | trial, y, x, rgb)`` uint8,
             and ``pixels_raw`` float32, 0 to 255 and beyond, where `raw` asks for it.
         """
-        self._check_generator()
+        self._check_networks()
         check_size(ds, self.size)
         shapes = self.encoder.shapes()
         rows = target_rows(ds, shapes, self.scaling, self.batch_size)
@@ -118,17 +130,11 @@ class FeatureInversion:
         raw = xr.DataArray(over_rows(rows, (ROW,), task), dims=(*lead, "y", "x", "rgb"))
         raw = raw.assign_coords(rows.coords)
         pictures = over_rows(raw, ("y", "x", "rgb"), DisplayTask(task.shape, self.display))
-        attrs = {
-            "generator": json.dumps(self.describe()),
-            "reads": "features",
-            "seed": seed,
-            "torch_version": version("torch"),
-            "code_version": version("nedx"),
-        }
-        made = {PIXELS: (raw.dims, pictures, {"long_name": "reconstructed image", **attrs})}
+        attrs = made_by(self.describe(), "features", seed)
+        made = {PIXELS: (raw.dims, pictures, attrs)}
         if self.raw:
             name = "reconstructed image, 0 to 255 and beyond"
-            made[RAW] = (raw.dims, raw.data, {"long_name": name, **attrs})
+            made[RAW] = (raw.dims, raw.data, {**attrs, "long_name": name})
         return ds.assign(made)
 
     @property
@@ -136,7 +142,11 @@ class FeatureInversion:
         """Height and width of the pictures, pixels."""
         return self.encoder.side, self.encoder.side
 
-    def _check_generator(self) -> None:
+    def _check_networks(self) -> None:
+        parts = (self.encoder.recipe, self.generator)
+        for weights in (part.weights for part in parts if part is not None):
+            if weights is not None:
+                fetch(weights)
         if self.generator is not None and min(self.generator.size()) < self.encoder.side:
             y, x = self.generator.size()
             raise ModelError(
@@ -186,11 +196,12 @@ class InversionTask:
         rows = checked(rows, rows.shape, rows.dtype, "decoded features", names=names)
         seeds = [picture_seed(self.seed, name) for name in names]
         device = resolve_device(self.device)
+        inversion = self.inversion
+        # One by one, no more than the features of one image need to be on the device.
+        size = inversion.batch_size if inversion.optimizer.in_batches else 1
         with forward_slot(device):
-            made = [
-                self._inverted(rows[part], seeds[part], device)
-                for part in batches(len(rows), self.inversion.batch_size)
-            ]
+            parts = batches(len(rows), size)
+            made = [self._inverted(rows[part], seeds[part], device) for part in parts]
         raw = np.concatenate(made)
         return checked(raw, (len(rows), *self.shape), np.float32, "raw images", names=names)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from nedx.errors import ModelError
 from nedx.reconstruction.inversion.encoders import Precision
-from nedx.reconstruction.inversion.problem import Problem
+from nedx.reconstruction.inversion.problem import Problem, check_steps
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,11 @@ class GeneratorDescent:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ModelError(f"iterations={self.iterations}, expected 1 or more")
+        check_steps(self.iterations, self.precision)
+        if np.shape(self.rate) != (2,):
+            raise ModelError(
+                f"rate={self.rate}, expected two numbers: at the beginning, at the end"
+            )
         if self.start not in ("zeros", "normal"):
             raise ModelError(f"start={self.start!r}; type 'zeros' or 'normal'")
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nedx.errors import ModelError
 from nedx.reconstruction.inversion.encoders import Precision
-from nedx.reconstruction.inversion.problem import Problem
+from nedx.reconstruction.inversion.problem import Problem, check_steps
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +34,7 @@ class LBFGS:
     precision: Precision = "float64"
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ModelError(f"iterations={self.iterations}, expected 1 or more")
+        check_steps(self.iterations, self.precision)
 
     @property
     def needs_generator(self) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
+from nedx.errors import ModelError
 from nedx.reconstruction.inversion.encoders import FeatureEncoder, LoadedEncoder, Precision
 from nedx.reconstruction.inversion.image_generators import ImageGenerator, LoadedGenerator
 from nedx.reconstruction.inversion.objective import Objective
@@ -99,3 +100,11 @@ class Optimizer(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""
+
+
+def check_steps(iterations: int, precision: str) -> None:
+    """Raise ModelError if an optimiser would take no step, or has no such precision."""
+    if iterations < 1:
+        raise ModelError(f"iterations={iterations}, expected 1 or more")
+    if precision not in get_args(Precision):
+        raise ModelError(f"precision={precision!r}; type one of {get_args(Precision)}")
