@@ -142,6 +142,13 @@ POLICIES: dict[str, ImagePolicy] = {
             mean=(104.0, 117.0, 123.0),
             require_square=True,
         ),
+        ImagePolicy(
+            name="caffe",
+            resize=224,
+            order="bgr",
+            scale=1.0,
+            mean=(104.00698793, 116.66876762, 122.67891434),
+        ),
         ImagePolicy(name="raw01"),
         ImagePolicy(name="clip", resize=224, **_BICUBIC, **_CLIP),
         ImagePolicy(name="dinov2", resize=256, **_BICUBIC, **_IMAGENET),
@@ -155,6 +162,7 @@ POLICIES: dict[str, ImagePolicy] = {
 - ``train``: what BERG's linear models were trained on: the whole square image at 224 pixels.
 - ``fwrf``: 227 pixels, divided by 255, for square images (the NSD feature-weighted models).
 - ``squeezenet_keras``: 227 pixels, BGR minus (104, 117, 123) (SqueezeNet 1.1 of Keras).
+- ``caffe``: 224 pixels, BGR minus the mean of ILSVRC 2012 (the published VGG19 of Caffe).
 - ``raw01``: divided by 255, the size as it is.
 - ``clip``: the shorter side at 224 pixels, its centre: CLIP and OpenCLIP at inference.
 - ``dinov2``: the shorter side at 256 pixels, the central 224: DINOv2 at inference.

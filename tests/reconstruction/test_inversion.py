@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 import nedx
-from nedx.backbones import register_module
+from nedx.backbones import Weights, register_module
 from nedx.reconstruction.inversion import (
     CAFFE,
     LBFGS,
@@ -20,6 +20,7 @@ from nedx.reconstruction.inversion import (
     FeatureScaling,
     GeneratorDescent,
     ImageGenerator,
+    vgg19_encoder,
 )
 from nedx.reconstruction.inversion.objective import Objective
 from nedx.reconstruction.inversion.problem import Problem
@@ -252,7 +253,7 @@ def test_features_that_do_not_fit(coded):
     holes["feature_fc7"][2, 5] = np.nan
     bad(holes, inversion, "NaN or infinite values for 1 of 4 entries: t:0002", compute=True)
     zero = ds.assign(feature_fc8=ds["feature_fc8"] * 0)
-    bad(zero, inversion, "all zero", compute=True)
+    bad(zero, inversion, r"all zero \(fc8\)", compute=True)
     apart = ds.assign(feature_fc8=ds["feature_fc8"].expand_dims(subject=2))
     bad(apart, inversion, "all layers need the same images")
     pixels = ds.assign(pixels=(("image", "y", "x"), np.zeros((4, 5, 5))))
@@ -266,6 +267,18 @@ def test_recipes_that_cannot_work(coded):
     error = nedx.errors.ModelError
     with pytest.raises(error, match="needs generator="):
         FeatureInversion(encoder(net), GeneratorDescent())
+    with pytest.raises(error, match=r"encoder= is a str, .*vgg19_encoder"):
+        FeatureInversion("vgg19")
+    with pytest.raises(error, match="optimizer= is a type"):
+        FeatureInversion(encoder(net), LBFGS)
+    with pytest.raises(error, match="generator= is a SmallGenerator"):
+        FeatureInversion(encoder(net), GeneratorDescent(), maker)
+    with pytest.raises(error, match="recipe= is a str"):
+        FeatureEncoder("vgg19")
+    with pytest.raises(error, match="precision='half'"):
+        LBFGS(precision="half")
+    with pytest.raises(error, match="expected two numbers"):
+        GeneratorDescent(rate=2.0)
     with pytest.raises(error, match="no loss is called 'l3'"):
         FeatureInversion(encoder(net), loss="l3")
     with pytest.raises(error, match="display"):
@@ -284,4 +297,10 @@ def test_recipes_that_cannot_work(coded):
     bad(as_dataset(target), big, f"makes images of {SIDE} x {SIDE}")
     wrong = ImageGenerator(generator(maker).network, 31)
     bad(as_dataset(target), FeatureInversion(encoder(net), LBFGS(1), wrong), "does not take codes")
+    fc8 = xr.Dataset({"feature_fc8": (("image", "fc8_unit"), np.ones((2, 1000)))})
+    fc8 = fc8.assign_coords(image_id=("image", ["a", "b"]))
+    bad(fc8, FeatureInversion(vgg19_encoder("nowhere.pt", layers=["fc8"])), "no weight file at")
+    lost = replace(generator(maker), weights=Weights(source="nowhere.pt"))
+    absent = FeatureInversion(encoder(net), LBFGS(1), lost)
+    bad(as_dataset(target), absent, "no weight file at")
     assert CAFFE.mean == tuple(MEAN)

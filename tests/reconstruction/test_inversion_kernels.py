@@ -9,8 +9,8 @@ from nedx.backbones.vgg import VGG19
 from nedx.errors import ModelError
 from nedx.reconstruction.inversion import (
     CAFFE,
-    VGG19_LAYERS,
     Dists,
+    FeatureEncoder,
     FeatureScaling,
     GeneratorDescent,
     deepsim_generator,
@@ -45,6 +45,10 @@ def test_weights_are_inverse_squared_norms_that_sum_to_one():
     np.testing.assert_allclose(found * norms, (found * norms)[:, :1] * np.ones(7), rtol=1e-12)
     with pytest.raises(ModelError, match="all zero"):
         layer_weights(np.array([[1.0, 0.0]]))
+    with pytest.raises(ModelError, match=r"all zero \(fc6, fc8\)"):
+        layer_weights(
+            np.array([[1.0, 0.0, 2.0, 3.0], [1.0, 2.0, 2.0, 0.0]]), list("a") + ["fc6", "b", "fc8"]
+        )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -122,6 +126,20 @@ def test_dists_by_hand(shape):
     np.testing.assert_allclose(term.numpy(), -10 * 0.75)
 
 
+def test_dists_of_features_far_from_zero():
+    """In float32 the mean of squares less the squared mean would be noise, below zero at times."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 1, 4, 14, 14)) * 0.1 + 1000
+    x[:, 0] = y[:, 0] = 999.7  # a channel without contrast, here and there
+    given = [torch.from_numpy(values) for values in (x, y)]
+    expected = similarities(*given)
+    found = similarities(*(values.float() for values in given))
+    np.testing.assert_allclose(found[1].numpy(), expected[1].numpy(), atol=1e-3)
+    by_channel = [np.cov(a.ravel(), b.ravel(), bias=True) for a, b in zip(x[0], y[0], strict=True)]
+    ratios = [(2 * k[0, 1] + 1e-6) / (k[0, 0] + k[1, 1] + 1e-6) for k in by_channel]
+    assert float(expected[1]) == pytest.approx(np.mean(ratios), abs=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(6, 5, 4), (40,)])
 def test_scaling_by_hand(shape):
     t = np.random.default_rng(0).standard_normal((3, *shape)) * 2 + 1
@@ -156,6 +174,13 @@ def test_scaling_about_the_training_mean():
         b = (b - b.mean()) / b.std(ddof=1) * 0.5 + b.mean() + mu["b"][0]
         expected.append(np.concatenate([a.ravel(), b]))
     np.testing.assert_allclose(rows.values, expected)
+    turned = FeatureScaling(
+        scaling.kind, channelwise, means.transpose("a_channel", "a_x", "a_y", ...)
+    )
+    np.testing.assert_array_equal(target_rows(as_dataset(t), shapes, turned, 2), rows)
+    half = target_rows(as_dataset(t, np.float16), shapes, scaling, 2)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half.values, expected, atol=0.02)
     with pytest.raises(ModelError, match="no std= of the layers b"):
         target_rows(as_dataset(t), shapes, FeatureScaling("feature_std", {"a": 1}), 2)
     with pytest.raises(ModelError, match="train_mean="):
@@ -164,6 +189,29 @@ def test_scaling_about_the_training_mean():
         FeatureScaling("std", channelwise)
     with pytest.raises(ModelError, match="layers b is not a positive"):
         FeatureScaling("feature_std", {"a": 1, "b": 0})
+
+
+def test_half_precision_loses_nothing_but_its_digits():
+    """What is stored in half precision may be scaled beyond its range."""
+    t = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float16)
+    rows = target_rows(
+        as_dataset({"a": t}, np.float16),
+        {"a": (8,)},
+        FeatureScaling("std_about_zero", {"a": 1e5}),
+        2,
+    )
+    exact = t.astype(np.float64)
+    np.testing.assert_allclose(rows, exact / exact.std(1, keepdims=True) * 1e5, rtol=1e-6)
+
+
+def test_the_precision_of_a_recipe_does_not_round_the_weights():
+    net = small_net()
+    images = caffe_input(smooth_images(1))
+    plain = encoder(net)
+    half = FeatureEncoder(plain.recipe.model_copy(update={"precision": "bf16"}), pixels=CAFFE)
+    expected, found = (one.load("cpu", "float64")(images) for one in (plain, half))
+    for layer in expected:
+        np.testing.assert_array_equal(found[layer].numpy(), expected[layer].numpy())
 
 
 def test_the_update_by_hand():
@@ -252,12 +300,15 @@ def test_vgg19_is_tapped_before_the_rectifiers():
     assert sum(map(np.prod, shapes.values())) == 14_861_288
     with torch.device("meta"):
         network = VGG19()
-    places = [int(tap.split(".")[1]) for tap in VGG19_LAYERS.values()]
+    assert tuple(shapes) == tuple(VGG19.aliases)
+    places = [int(tap.split(".")[1]) for tap in VGG19.aliases.values()]
     assert places == [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34, 0, 3, 6]
-    for tap in VGG19_LAYERS.values():
+    for tap in VGG19.aliases.values():
         assert isinstance(network.get_submodule(tap), nn.Conv2d | nn.Linear)
     with pytest.raises(ModelError, match="no layers"):
         vgg19_encoder("nowhere.pt", layers=["conv6_1"])
+    assert vgg19_encoder("nowhere.pt", pixels="imagenet").policy == policy("imagenet")
+    assert vgg19_encoder("nowhere.pt").policy == policy("caffe") == CAFFE
 
 
 def test_deepsim_has_the_published_form(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nedx.reconstruction.inversion.dists import Dists
-from nedx.reconstruction.inversion.encoders import VGG19_LAYERS, FeatureEncoder, vgg19_encoder
+from nedx.reconstruction.inversion.encoders import FeatureEncoder, vgg19_encoder
 from nedx.reconstruction.inversion.feature_inversion import FeatureInversion
 from nedx.reconstruction.inversion.generator_descent import GeneratorDescent
 from nedx.reconstruction.inversion.image_generators import (
@@ -19,7 +19,6 @@ from nedx.reconstruction.inversion.scaling import FeatureScaling
 __all__ = [
     "CAFFE",
     "LBFGS",
-    "VGG19_LAYERS",
     "Dists",
     "FeatureEncoder",
     "FeatureInversion",

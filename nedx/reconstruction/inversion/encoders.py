@@ -24,23 +24,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "float64"]
 
-_STAGES = (2, 2, 4, 4, 4)
-
-
-def _vgg19_layers() -> dict[str, str]:
-    found, place = {}, 0
-    for stage, count in enumerate(_STAGES, 1):
-        for index in range(1, count + 1):
-            found[f"conv{stage}_{index}"] = f"features.{place}"
-            place += 2
-        place += 1
-    return {**found, "fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
-
-
-VGG19_LAYERS = _vgg19_layers()
-"""The 19 layers by their published names, and the steps of the backbone ``vgg19`` that compute
-them, before the rectifier."""
-
 
 @dataclass(frozen=True)
 class FeatureEncoder:
@@ -56,16 +39,21 @@ class FeatureEncoder:
     names : tuple of str, optional
         What the features of the layers are called, ``feature_<name>``, in the order of
         ``recipe.layers``; as the layers by default.
-    pixels : ImagePolicy, optional
+    pixels : ImagePolicy or str, optional
         Its order, scale, mean and std say what values the network takes for pixels; those of the
         recipe's policy by default.
     """
 
     recipe: BackboneRecipe
     names: tuple[str, ...] = ()
-    pixels: ImagePolicy | None = None
+    pixels: ImagePolicy | str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.recipe, BackboneRecipe):
+            raise ModelError(
+                f"recipe= is a {type(self.recipe).__name__}, expected a BackboneRecipe; type "
+                "nedx.backbones.default_recipe('vgg19', weights=...)"
+            )
         object.__setattr__(self, "names", tuple(self.names) or self.recipe.layers)
         if len(self.names) != len(self.recipe.layers) or len(set(self.names)) < len(self.names):
             raise ModelError(
@@ -76,7 +64,7 @@ class FeatureEncoder:
     @property
     def policy(self) -> ImagePolicy:
         """What values the network takes for pixels."""
-        return self.pixels or policy(self.recipe.policy)
+        return policy(self.pixels or self.recipe.policy)
 
     @property
     def side(self) -> int:
@@ -138,7 +126,9 @@ class _Part:
 
         from nedx.backbones.taps import load_backbone
 
-        network = load_backbone(self.encoder.recipe, device).network
+        # Rounded to bfloat16 once, weights would stay so in any other precision.
+        recipe = self.encoder.recipe.model_copy(update={"precision": "float32"})
+        network = load_backbone(recipe, device).network
         network.to(getattr(torch, self.precision))
         # A rectifier that works in place would change what was tapped before it.
         in_place = (module for module in network.modules() if hasattr(module, "inplace"))
@@ -216,7 +206,7 @@ def vgg19_encoder(
     *,
     sha256: str | None = None,
     layers: Sequence[str] | None = None,
-    pixels: ImagePolicy = CAFFE,
+    pixels: ImagePolicy | str = CAFFE,
 ) -> FeatureEncoder:
     """Return VGG19 with weights of your own, its layers by their published names.
 
@@ -228,10 +218,11 @@ def vgg19_encoder(
     sha256 : str, optional
         Of the file.
     layers : sequence of str, optional
-        Some of `VGG19_LAYERS`; all by default.
-    pixels : ImagePolicy
-        What values the weights take for pixels: `CAFFE` for the published network, the policy
-        ``"imagenet"`` for torchvision's weights.
+        Some of ``conv1_1`` to ``conv5_4`` and ``fc6`` to ``fc8``, before the rectifiers; all 19 by
+        default.
+    pixels : ImagePolicy or str
+        What values the weights take for pixels: `CAFFE` for the published network, ``"imagenet"``
+        for torchvision's weights.
 
     Returns
     -------
@@ -242,15 +233,17 @@ def vgg19_encoder(
     ModelError
         If a layer is not there.
     """
-    names = tuple(layers or VGG19_LAYERS)
-    unknown = [name for name in names if name not in VGG19_LAYERS]
+    from nedx.backbones.vgg import VGG19
+
+    names = tuple(layers or VGG19.aliases)
+    unknown = [name for name in names if name not in VGG19.aliases]
     if unknown:
-        raise ModelError(f"VGG19 has no layers {unknown}; there are: {', '.join(VGG19_LAYERS)}")
+        raise ModelError(f"VGG19 has no layers {unknown}; there are: {', '.join(VGG19.aliases)}")
     recipe = BackboneRecipe(
         name="vgg19",
-        layers=tuple(VGG19_LAYERS[name] for name in names),
+        layers=names,
         weights=Weights(source=str(weights), sha256=sha256),
         image_size=224,
-        policy="imagenet",
+        policy=policy(pixels).name,
     )
-    return FeatureEncoder(recipe, names, pixels)
+    return FeatureEncoder(recipe, pixels=pixels)

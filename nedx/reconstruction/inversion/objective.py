@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,13 +44,15 @@ LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 squared difference of Gram matrices of N channels at M places over 4 N^2 M^2."""
 
 
-def layer_weights(norms: np.ndarray) -> np.ndarray:
+def layer_weights(norms: np.ndarray, layers: Sequence[str] = ()) -> np.ndarray:
     """Return the weight of each layer: one over its squared norm, summing to 1 over layers.
 
     Parameters
     ----------
     norms : ndarray of float64 (..., layer)
         Sums of squares of the features wanted, after scaling.
+    layers : sequence of str, optional
+        What to call them in the error.
 
     Returns
     -------
@@ -62,9 +64,12 @@ def layer_weights(norms: np.ndarray) -> np.ndarray:
         If a norm is zero: features that are all zero have no weight.
     """
     if not (norms > 0).all():
+        fine: list[bool] = np.all(norms.reshape(-1, norms.shape[-1]) > 0, axis=0).tolist()
+        names = layers or range(len(fine))
+        named = ", ".join(str(name) for name, ok in zip(names, fine, strict=True) if not ok)
         raise ModelError(
-            "the features of a layer are all zero, and one over their norm is its weight; leave "
-            "this layer out of the encoder, or look at the decoder"
+            f"the features of a layer are all zero ({named}), and one over their norm is its "
+            "weight; leave this layer out of the encoder, or look at the decoder"
         )
     inverse = 1 / norms
     return inverse / inverse.sum(-1, keepdims=True)
@@ -105,7 +110,7 @@ class Objective:
 
         flat = (values.reshape(len(values), -1) for values in targets.values())
         norms = np.stack([np.einsum("ij,ij->i", f, f, dtype=np.float64) for f in flat], axis=-1)
-        weights = torch.from_numpy(layer_weights(norms))
+        weights = torch.from_numpy(layer_weights(norms, [*targets]))
         on_device = {
             name: torch.from_numpy(values).to(device, dtype) for name, values in targets.items()
         }

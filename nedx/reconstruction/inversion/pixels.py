@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from nedx.stimuli.preprocessing import ImagePolicy
+from nedx.stimuli.preprocessing import POLICIES, ImagePolicy
 
 if TYPE_CHECKING:
     import torch
 
-CAFFE = ImagePolicy(
-    name="caffe",
-    resize=224,
-    order="bgr",
-    scale=1.0,
-    mean=(104.00698793, 116.66876762, 122.67891434),
-)
+CAFFE = POLICIES["caffe"]
 """Of the published VGG19 and of DeepSiM generators: BGR from 0 to 255, less the mean of ILSVRC 2012
 in each channel."""
 

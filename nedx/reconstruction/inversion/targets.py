@@ -62,7 +62,9 @@ def target_rows(
     rows = []
     for layer, array in found.items():
         chunks = dict.fromkeys(array.dims, -1) | kept
-        data = in_chunks(array.transpose(*lead, *units[layer]), chunks).data
+        # Stored in half precision, they would lose digits to scaling.
+        exact = array.astype(np.result_type(array.dtype, np.float32), copy=False)
+        data = in_chunks(exact.transpose(*lead, *units[layer]), chunks).data
         folded = data.reshape((*data.shape[: len(lead)], *shapes[layer]))
         scaled = _scaled(folded, layer, len(lead), scaling, means.get(layer))
         # Spelt out: without images there is no telling how wide a row is.
@@ -133,9 +135,10 @@ def _means(scaling: FeatureScaling | None, shapes: Shapes) -> dict[str, da.Array
     if scaling.train_mean is None:
         return {}
     means = _found(scaling.train_mean, shapes)
-    _check_shapes(means, {layer: [*map(str, array.dims)] for layer, array in means.items()}, shapes)
+    units = {layer: in_order([*map(str, array.dims)]) for layer, array in means.items()}
+    _check_shapes(means, units, shapes)
     return {
-        layer: da.asarray(array.data).reshape(shapes[layer]).rechunk(-1)
+        layer: da.asarray(array.transpose(*units[layer]).data).reshape(shapes[layer]).rechunk(-1)
         for layer, array in means.items()
     }
 
