@@ -39,6 +39,7 @@ from nedx._rules import (
 from nedx.errors import SchemaError
 
 __all__ = [
+    "DERIVED_FROM",
     "NEUROIDS",
     "ROLES",
     "SCHEMA_VERSION",
@@ -54,6 +55,8 @@ __all__ = [
     "validate",
 ]
 
+DERIVED_FROM = "derived_from"
+"""The attribute that names the variable which another was computed of, as decoded features are."""
 CONVENTIONS = f"CF-1.11, nedx-{SCHEMA_VERSION}"
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataTree)

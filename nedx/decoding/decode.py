@@ -30,7 +30,7 @@ from nedx.decoding.samples import whose
 from nedx.decoding.storing import LoadedNetwork, NetworkPart
 from nedx.encoding.plans import EVERYTHING, Sliced
 from nedx.errors import ModelError
-from nedx.schema import role_dim, sample_dim, subject_label
+from nedx.schema import DERIVED_FROM, role_dim, sample_dim, subject_label
 from nedx.store.location import Location
 
 
@@ -286,6 +286,7 @@ def _provenance(decoder: NeuralDecoder, ds: xr.Dataset, device: str) -> dict[str
         "units": "1",
         "source": ds["response"].attrs.get("source", ds.attrs.get("source")),
         "target": recipe.target,
+        DERIVED_FROM: "response",
         "model_id": recipe.model_id,
         "model_version": recipe.version,
         "model_training_source": recipe.training_source,

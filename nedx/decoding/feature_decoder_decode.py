@@ -27,7 +27,7 @@ from nedx.decoding.samples import whose
 from nedx.encoding.plans import EVERYTHING
 from nedx.errors import ModelError
 from nedx.metrics.repeats import labels_of
-from nedx.schema import role_dim, sample_dim, subject_label
+from nedx.schema import DERIVED_FROM, role_dim, sample_dim, subject_label
 
 _UNITS_PER_TASK = 4096
 _UNITS_AT_ONCE = 512
@@ -180,6 +180,7 @@ def _provenance(model: FeatureModel, ds: xr.Dataset, layer: str, device: str) ->
         "long_name": "features decoded from the response",
         "units": "1",
         "layer": layer,
+        DERIVED_FROM: "response",
         "source": ds["response"].attrs.get("source", ds.attrs.get("source")),
         "model_id": recipe.model_id,
         "model_version": recipe.version,

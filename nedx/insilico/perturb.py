@@ -12,7 +12,7 @@ import xarray as xr
 from nedx.errors import SchemaError, SelectionError, close_matches
 from nedx.insilico import noise as kernels
 from nedx.preprocessing.steps import response_of
-from nedx.schema import neuroid_dim, role_dim, sample_dim
+from nedx.schema import DERIVED_FROM, neuroid_dim, role_dim, sample_dim
 from nedx.selection import Names, Times, resolve
 
 Noise = Literal["matched", "gaussian", "phase", "shuffle", "zero", "mean"]
@@ -77,7 +77,7 @@ def perturb(
         ``response`` of the same dtype; what is not perturbed is the same to the bit, and what is
         NaN, as in repetitions that are absent, stays so. The attribute ``nedx_perturbation`` (JSON)
         and a line of ``history`` say what was done. What was found from the responses before, such
-        as ``embedding`` and ``noise_ceiling``, is left out.
+        as ``embedding``, decoded features and ``noise_ceiling``, is left out.
 
     Raises
     ------
@@ -103,11 +103,17 @@ def perturb(
         made = _from_others(ds, response, noise, seed, touched, window)
     else:
         made = _from_streams(ds, response, _kernel(ds, noise, sd, window), seed, touched, window)
-    kept = ds.drop_vars([name for name in _FOUND if name in ds.variables])
+    kept = ds.drop_vars(_found_before(ds))
     said = {"noise": noise, "seed": int(seed)} | _asked(ds, region, dim, touched, window)
     if noise == "gaussian":
         said["sd"] = 1.0 if sd is None else float(sd)
     return _recorded(kept.assign(response=made), said)
+
+
+def _found_before(ds: xr.Dataset) -> list[str]:
+    """Name what was found from the responses; features may be of the images, or decoded."""
+    derived = [str(n) for n, v in ds.variables.items() if v.attrs.get(DERIVED_FROM) == "response"]
+    return [*derived, *(name for name in _FOUND if name in ds.variables and name not in derived)]
 
 
 def _check(ds: xr.Dataset, noise: str, seed: int, sd: float | None) -> None:

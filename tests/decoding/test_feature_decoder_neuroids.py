@@ -165,3 +165,20 @@ def test_bad_subjects_and_features(factors):
     others = ds.assign_coords(image_id=("trial", names(IMAGES)[np.zeros(160, int)]))
     with pytest.raises(ModelError, match="are to 1 image: a decoder"):
         decoder().fit(stimuli(factors), others)
+
+
+def test_decoded_features_are_no_longer_there_once_responses_are_perturbed(
+    factors, fitted, tmp_path
+):
+    """True features of the same name are of the images, and stay."""
+    stacked = responses(factors).ned.average_repetitions()
+    decoded = stacked.ned.decode(fitted.model_.sel(roi="V1"))
+    true = stimuli(factors)["feature_fc"].rename(image="shown").drop_vars("image_id")
+    decoded = decoded.assign(feature_true=true)
+    decoded.ned.to_zarr(str(tmp_path / "decoded.zarr"))
+    for ds in (decoded, nedx.open(str(tmp_path / "decoded.zarr"))):
+        assert "feature_fc" in ds
+        hurt = ds.ned.perturb(noise="zero")
+        assert set(hurt.data_vars) & {"feature_fc", "feature_conv", "feature_true"} == {
+            "feature_true"
+        }
