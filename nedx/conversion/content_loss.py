@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -25,6 +26,7 @@ from nedx.conversion.training import Material
 from nedx.decoding.feature_decoder import FeatureDecoder
 from nedx.decoding.feature_decoder_layers import TrueFeatures, needed_images, true_features
 from nedx.decoding.feature_decoder_model import FeatureModel
+from nedx.decoding.feature_decoder_samples import LABEL
 from nedx.decoding.samples import Responses, each_subject
 from nedx.errors import ModelError
 from nedx.schema import neuroid_dim, role_dim, subject_label
@@ -43,6 +45,7 @@ class _Target:
     backbone: BackboneRecipe
     neuroid: str = "voxel"
     response_attrs: dict[str, Any] = field(default_factory=dict)
+    neuroids: xr.Dataset = field(default_factory=xr.Dataset, repr=False)
 
 
 class ContentLossConverter(BaseConverter):
@@ -57,8 +60,9 @@ class ContentLossConverter(BaseConverter):
     ----------
     decoder : fitted FeatureDecoder, FeatureModel, DataTree or mapping of str to Dataset
         Of the target: of one subject and ROI, or the weights of each layer as
-        `nedx.sources.bdata.decoders.open_decoders` gives them.
-    layers : sequence of str, optional
+        `nedx.sources.bdata.decoders.open_decoders` gives them. Responses are converted into the
+        neuroids of this ROI: to decode them with it, it has to be of all that it was given.
+    layers : str or sequence of str, optional
         Which of its layers; all by default.
     iterations : int
         Steps, each with all samples.
@@ -87,7 +91,7 @@ class ContentLossConverter(BaseConverter):
         self,
         decoder: Any,
         *,
-        layers: Sequence[str] | None = None,
+        layers: str | Sequence[str] | None = None,
         iterations: int = 1024,
         learning_rate: float = 5e-5,
         seed: int = 42,
@@ -116,7 +120,7 @@ class ContentLossConverter(BaseConverter):
             it says none).
         labels : Dataset, optional
             Responses of the target, whose labels of neuroids converted responses then carry; they
-            are not read.
+            are not read. Without them these are the labels that the decoder knows, or numbers.
 
         Returns
         -------
@@ -127,14 +131,10 @@ class ContentLossConverter(BaseConverter):
         ------
         ModelError
             If images have no features, layers are missing or of other sizes than the decoder's,
-            the decoder is of several subjects or ROIs, or responses are NaN or constant.
+            the decoder is of several subjects or ROIs, features are NaN, responses are NaN or
+            constant, or the loss does not stay finite.
         """
-        check_device(self.device)
-        if self.iterations < 1 or not self.learning_rate > 0:
-            raise ModelError(
-                f"iterations is {self.iterations}, learning_rate {self.learning_rate}; both are "
-                "above 0"
-            )
+        self._check()
         (name, ds), *more = each_subject(source)
         if more:
             raise ModelError(f"the source holds {1 + len(more)} subjects; select one")
@@ -149,7 +149,7 @@ class ContentLossConverter(BaseConverter):
         if target.name == name:
             raise ModelError(f"the decoder is of {name} itself: nothing is to be converted")
         first = next(iter(target.layers.values()))
-        given = _labels(labels, first, target.neuroid)
+        given = _labels(labels, first, target)
         material = Material({name: ds})
         rows = material.rows[name]
         images = list(dict.fromkeys(rows.image.tolist()))
@@ -158,10 +158,10 @@ class ContentLossConverter(BaseConverter):
         needed = needed_images(features, {name: images})
         with true_features(needed, target.backbone, list(target.layers), self.device) as truth:
             layers = _weighed(
-                [
-                    _layer(layer, own, truth.get(layer), images)
+                {
+                    layer: _layer(layer, own, truth.get(layer), images)
                     for layer, own in target.layers.items()
-                ]
+                }
             )
             source_values = material.alone(name, rows).values
             place = {image: i for i, image in enumerate(images)}
@@ -181,6 +181,14 @@ class ContentLossConverter(BaseConverter):
         self.history_ = xr.Dataset({"loss": ("iteration", loss)})
         self.model_ = self._model(name, ds, target, state, images, given)
         return self
+
+    def _check(self) -> None:
+        check_device(self.device)
+        steps, rate = self.iterations, self.learning_rate
+        if not isinstance(steps, Integral) or steps < 1:
+            raise ModelError(f"iterations is {steps!r}; type a whole number from 1")
+        if not isinstance(rate, Real) or not 0 < rate < np.inf:
+            raise ModelError(f"learning_rate is {rate!r}; type a positive number, such as 5e-5")
 
     def _model(
         self,
@@ -210,9 +218,14 @@ class ContentLossConverter(BaseConverter):
         return keep_converter([(pair, state)], lambda _: recipe, both, images)
 
 
-def _target(decoder: Any, layers: Sequence[str] | None) -> _Target:
+def _target(decoder: Any, layers: str | Sequence[str] | None) -> _Target:
     """Return the weights of each layer of a decoder, in whatever form it is given."""
+    if isinstance(decoder, FeatureDecoder) and not hasattr(decoder, "model_"):
+        raise ModelError("this FeatureDecoder is not fitted yet; type: .fit(features, responses)")
     decoder = getattr(decoder, "model_", decoder)
+    layers = [layers] if isinstance(layers, str) else layers
+    if layers is not None and not len(layers):
+        raise ModelError("layers= names none; leave it out for all layers of the decoder")
     usual = FeatureDecoder().recipe
     if isinstance(decoder, FeatureModel):
         wanted = decoder.layers if layers is None else tuple(layers)
@@ -220,7 +233,14 @@ def _target(decoder: Any, layers: Sequence[str] | None) -> _Target:
         recipe = decoder.recipe
         attrs = {k: getattr(recipe, k) for k in _ALIKE if getattr(recipe, k) is not None}
         return _checked(
-            _Target(decoder.subjects[0], found, recipe.backbone or usual, recipe.neuroid, attrs)
+            _Target(
+                decoder.subjects[0],
+                found,
+                recipe.backbone or usual,
+                recipe.neuroid,
+                attrs,
+                decoder.neuroids(decoder.subjects[0]),
+            )
         )
     if isinstance(decoder, xr.DataTree):
         decoder = {str(k): child.to_dataset() for k, child in decoder.children.items()}
@@ -279,22 +299,35 @@ def _layer(
     )
 
 
-def _weighed(layers: list[LayerTarget]) -> list[LayerTarget]:
-    """Weigh layers by one over the squares of their features, to a sum of 1."""
-    squares = np.array([float((layer.features**2).sum()) for layer in layers])
+def _weighed(layers: Mapping[str, LayerTarget]) -> list[LayerTarget]:
+    """Weigh layers by one over the squares of their features, to a sum of 1.
+
+    Raises
+    ------
+    ModelError
+        If features are NaN or infinite.
+    """
+    squares = np.array([float((layer.features**2).sum()) for layer in layers.values()])
+    bad = [name for name, found in zip(layers, squares, strict=True) if not np.isfinite(found)]
+    if bad:
+        raise ModelError(f"the features of {', '.join(bad)} are NaN or infinite for some images")
     weights = 1 / np.maximum(squares, np.finfo(np.float32).tiny)
     weights /= weights.sum()
     return [
         replace(layer, weight_of_layer=float(weight))
-        for layer, weight in zip(layers, weights, strict=True)
+        for layer, weight in zip(layers.values(), weights, strict=True)
     ]
 
 
-def _labels(labels: xr.Dataset | None, decoder: xr.Dataset, neuroid: str) -> xr.Dataset:
+def _labels(labels: xr.Dataset | None, decoder: xr.Dataset, target: _Target) -> xr.Dataset:
     """Return labels of the neuroids that a decoder reads."""
     size = decoder.sizes["voxel"]
     if labels is None:
-        return xr.Dataset(coords={neuroid: np.arange(size, dtype=np.int32)})
+        numbers = np.arange(size, dtype=np.int32)
+        if LABEL in target.neuroids:
+            numbers = target.neuroids[LABEL].values[decoder["position"].values]
+        return xr.Dataset(coords={target.neuroid: numbers})
+    labels = checked(target.name, labels, paired=False)
     dim = str(neuroid_dim(labels["response"]))
     where = decoder["position"].values if "position" in decoder else np.arange(size)
     fits = (

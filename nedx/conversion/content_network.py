@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import dask
 import numpy as np
 
+from nedx.errors import ModelError
+
 if TYPE_CHECKING:
     import torch
 
@@ -106,6 +108,11 @@ def train_content_network(
     -------
     state : dict of str to ndarray of float32
     loss : ndarray of float64, (iteration,)
+
+    Raises
+    ------
+    ModelError
+        If the loss is NaN or infinite.
     """
     import torch
 
@@ -130,6 +137,11 @@ def train_content_network(
         loss.backward()
         optimizer.step()
         losses[step] = float(loss.detach())
+        if not np.isfinite(losses[step]):
+            raise ModelError(
+                f"the content loss is {losses[step]} after {step + 1} steps: type a smaller "
+                f"learning_rate than {training.learning_rate:g}"
+            )
     return {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}, losses
 
 

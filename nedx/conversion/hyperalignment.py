@@ -47,9 +47,9 @@ def hyperalign(data: Sequence[np.ndarray]) -> list[np.ndarray]:
 class HyperalignmentConverter(ProcrustesConverter):
     """Rotate one subject's responses into a template of all subjects, and on into another's.
 
-    The template is of all subjects that `pairs` name, on the images that all of them saw; they may
-    differ in the number of neuroids. With two subjects it comes to Procrustes. Takes the parameters
-    of `ProcrustesConverter`.
+    The template is of all subjects that `pairs` name, in the order of their labels, on the images
+    that all of them saw; they may differ in the number of neuroids. With two subjects it comes to
+    Procrustes. Takes the parameters of `ProcrustesConverter`.
 
     Attributes
     ----------
@@ -67,10 +67,12 @@ class HyperalignmentConverter(ProcrustesConverter):
                 columns = members.setdefault(part.name, {})
                 columns[work.source.name] = work.source.values.z[:, part.source]
                 columns[work.target.name] = work.target.values.z[:, part.target]
-        maps = {
-            region: dict(zip(columns, hyperalign(list(columns.values())), strict=True))
-            for region, columns in members.items()
-        }
+        maps = {}
+        for region, columns in members.items():
+            # The template depends on who comes first: not on the order of pairs.
+            names = sorted(columns)
+            found = hyperalign([columns[name] for name in names])
+            maps[region] = dict(zip(names, found, strict=True))
 
         def solve(work: Work, part: Region) -> Solved:
             of = maps[part.name]

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import ModelError, close_matches
+from nedx.metrics.repeats import labels_of
 from nedx.schema import neuroid_dim
 
 Method = Literal["full", "whole", "subarea"]
@@ -128,7 +129,7 @@ def _members(name: str, ds: xr.Dataset, side: str, area: str | None) -> np.ndarr
             f"{name} says of its neuroids neither the 'hemisphere' nor ROIs such as {own[0]!r}; "
             "give one, or fit with method='full'"
         )
-    there: np.ndarray = ds["hemisphere"].values.astype(str) == side
+    there: np.ndarray = labels_of(ds, "hemisphere") == side
     if area is None:
         return there
     within = next((masks[roi] for roi in (f"ROI_{area}", area) if roi in masks), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -115,6 +115,7 @@ def _chosen(there: list[str], pairs: Pairs | None) -> list[tuple[str, str]]:
         if len(there) < 2:
             raise ModelError(f"a converter needs two subjects, found {', '.join(there) or 'none'}")
         return every if pairs == "all" else every[:1]
+    pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise ModelError(
             f"pairs is {pairs!r}; type a list of (source, target), such as [('sub-01', 'sub-02')], "
@@ -125,7 +126,7 @@ def _chosen(there: list[str], pairs: Pairs | None) -> list[tuple[str, str]]:
         if name not in there:
             raise ModelError(f"unknown subject {name!r}: {close_matches(name, there)}")
     if not found or any(a == b for a, b in found):
-        raise ModelError(f"pairs are of two different subjects each, not {list(pairs)!r}")
+        raise ModelError(f"pairs are of two different subjects each, not {pairs!r}")
     return list(dict.fromkeys(found))
 
 

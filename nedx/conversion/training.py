@@ -12,6 +12,7 @@ from nedx.conversion.recipe import Space
 from nedx.conversion.regions import Region
 from nedx.conversion.subjects import times_of
 from nedx.errors import ModelError
+from nedx.metrics.repeats import labels_of
 from nedx.preprocessing.steps import response_of
 from nedx.schema import neuroid_dim, role_dim, sample_dim
 
@@ -56,10 +57,10 @@ def rows_of(ds: xr.Dataset) -> Rows:
         ``response (image | trial[, repetition], ...)`` with ``image_id``.
     """
     dim = sample_dim(ds["response"])
-    names = ds["image_id"].values.astype(str)
+    names = labels_of(ds, "image_id")
     taken = np.ones(len(names), bool)
     if "partition" in ds.coords and ds["partition"].dims == (dim,):
-        taken = ds["partition"].values.astype(str) != "test"
+        taken = labels_of(ds, "partition") != "test"
     repetition = role_dim(ds["response"], "repetition")
     count = 1 if repetition is None else ds.sizes[repetition]
     recorded = np.zeros(len(names), np.int64)

@@ -177,6 +177,30 @@ def test_neuroids_are_found_by_label_whatever_their_order(three, fitted):
     )
 
 
+def test_strings_of_any_kind_are_labels(three, tmp_path):
+    def made_of(kind):
+        made = {}
+        for name, ds in three.items():
+            ds = ds.drop_indexes("image_id").assign_coords(
+                partition=("image", np.repeat(["train", "test"], 25).astype(object))
+            )
+            labels = ("image_id", "hemisphere", "partition", "roi")
+            made[name] = ds.assign_coords({k: ds[k].compute().astype(kind) for k in labels})
+        return xr.DataTree.from_dict(made)
+
+    variable, plain = made_of(np.dtypes.StringDType()), made_of(object)
+    fitted = [
+        nedx.RidgeConverter("whole", alpha=2.0, device="cpu").fit(tree, pairs=[(1, 2)])
+        for tree in (variable, plain)
+    ]
+    assert fitted[0].model_.weights_sha256 == fitted[1].model_.weights_sha256
+    fitted[0].to_zarr(tmp_path / "converter.zarr")
+    for tree in (variable, plain):
+        out = tree["sub-01"].to_dataset().ned.convert(str(tmp_path / "converter.zarr"))
+        assert out.sizes["voxel"] == 15
+        assert out.ned.roi("V2").sizes["voxel"] == 10
+
+
 def test_converted_voxels_lie_in_the_target_s_volume(three, fitted, tmp_path):
     one, other, _ = three.values()
     matrix = np.diag([2.0, 2.0, 2.0, 1.0])

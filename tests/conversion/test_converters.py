@@ -194,6 +194,11 @@ def test_hyperalignment_takes_several_subjects_of_unequal_size():
     assert len(fitted.model_.pairs) == 6
     made = tree["sub-03"].to_dataset().ned.convert(fitted, subject=1)
     np.testing.assert_allclose(made["response"].values, latents @ frames[0] + 0.1, atol=1e-4)
+    there, back = (
+        nedx.HyperalignmentConverter(device="cpu").fit(tree, pairs=pairs).model_.weights(1, 2)
+        for pairs in ([(1, 2), (2, 3)], iter([(3, 2), (2, 1), (1, 2)]))
+    )
+    xr.testing.assert_identical(there, back)
 
 
 def sinkhorn(cost, reg, tolerance):

@@ -74,6 +74,16 @@ def test_content_is_converted_without_shared_stimuli(decoded, tmp_path):
     np.testing.assert_allclose(picked.values, made[np.ix_([5, 2], [7, 0, 7])], atol=1e-4)
 
 
+def test_converted_responses_can_be_decoded_as_they_are(decoded):
+    source, features, decoder, target, _ = decoded
+    shown = features.isel(image=slice(None, 120))
+    fitted = nedx.ContentLossConverter(decoder, layers="fc", iterations=2, device="cpu")
+    out = source.ned.convert(fitted.fit(source, shown))
+    np.testing.assert_array_equal(out["voxel"].values, target["voxel"].values)
+    nedx.validate(out)
+    assert out.ned.decode(decoder)["feature_fc"].shape == (120, 6)
+
+
 def test_large_decoders_are_read_by_channel(decoded, monkeypatch):
     source, features, decoder, _, _ = decoded
     shown = features.isel(image=slice(None, 120))
@@ -114,6 +124,22 @@ def test_content_faults_are_told_first(decoded):
         make("vgg19").fit(source, features)
     weights = {name: decoder.model_.weights(name) for name in ("conv", "fc")}
     weights = {name: ds.drop_vars("position") for name, ds in weights.items()}
+    with pytest.raises(ModelError, match="this FeatureDecoder is not fitted yet"):
+        make(nedx.FeatureDecoder()).fit(source, features)
+    with pytest.raises(ModelError, match="layers= names none"):
+        make(decoder, layers=[]).fit(source, features)
+    with pytest.raises(ModelError, match="iterations is 'many'; type a whole number"):
+        make(decoder, iterations="many").fit(source, features)
+    with pytest.raises(ModelError, match="sub-02 has no 'response'"):
+        make(decoder).fit(source, features, labels=features)
+    with pytest.raises(
+        ModelError, match=r"the content loss is .* smaller learning_rate than 1e\+30"
+    ):
+        make(decoder, learning_rate=1e30, device="cpu").fit(source, features)
+    missing = features.copy(deep=True)
+    missing["feature_fc"].values[3, 1] = np.nan
+    with pytest.raises(ModelError, match="features of fc are NaN or infinite"):
+        make(decoder, device="cpu").fit(source, missing)
     tested = source.assign_coords(partition=("image", np.array(["test"] * 120, dtype=object)))
     with pytest.raises(ModelError, match="sub-01 saw no training images"):
         make(decoder).fit(tested, features)
