@@ -32,6 +32,7 @@ OPTIONS = {
     "learning_rate": 1e-3,
 }
 ONE = {**OPTIONS, "max_epochs": 1}
+WHOLE = {**ONE, "validation": 0}
 CHANNELS = np.array(["O1", "Oz", "O2"], dtype=object)
 TIMES = np.arange(4) * 0.01
 ATTRS = {"units": "1", "normalization": "zscore", "normalization_scope": "train"}
@@ -102,6 +103,16 @@ def learnt(tmp_path_factory):
         options = {"max_epochs": 6, "batch_size": 8, "learning_rate": 3e-3}
         encoder = ReAlnetEncoder(**{**OPTIONS, **options}).fit(images, ds)
         yield images, ds, encoder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Images, responses, and networks of these turned round and of themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEDX_CACHE", str(tmp_path_factory.mktemp("two")))
+        images, ds = toy(12)
+        tree = xr.DataTree.from_dict({"sub-01": opposite(ds), "sub-02": ds})
+        yield images, ds, ReAlnetEncoder(**WHOLE).fit(images, tree)
 
 
 def test_responses_of_a_known_map_are_learnt(learnt):
@@ -274,7 +285,7 @@ def test_a_killed_training_goes_on_as_if_it_was_not(tmp_path, monkeypatch):
 def test_monitor_trains_as_without_and_differs_in_the_loss():
     images, ds = toy(12)
     found = {
-        kind: ReAlnetEncoder(**{**ONE, "contrastive": kind, "validation": 0}).fit(images, ds)
+        kind: ReAlnetEncoder(**{**WHOLE, "contrastive": kind}).fit(images, ds)
         for kind in ("monitor", None, "pearson")
     }
     digests = {kind: each.model_.weights_sha256 for kind, each in found.items()}
@@ -284,15 +295,15 @@ def test_monitor_trains_as_without_and_differs_in_the_loss():
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_each_subject_begins_with_the_same_trunk(tmp_path, given):
+def test_each_subject_begins_with_the_same_trunk(two, tmp_path, given):
     """Two subjects with the same responses get the same network, whoever comes first."""
-    images, ds = toy(12)
-    tree = xr.DataTree.from_dict({"sub-01": opposite(ds), "sub-02": ds})
-    options = {**ONE, "validation": 0}
+    images, ds, encoder = two
+    options = WHOLE
     if given:
         trunk_file(tmp_path / "trunk.pth")
-        options["weights"] = tmp_path / "trunk.pth"
-    encoder = ReAlnetEncoder(**options).fit(images, tree)
+        options = {**WHOLE, "weights": tmp_path / "trunk.pth"}
+        tree = xr.DataTree.from_dict({"sub-01": opposite(ds), "sub-02": ds})
+        encoder = ReAlnetEncoder(**options).fit(images, tree)
     alone = ReAlnetEncoder(**options).fit(images, ds)
     new = unseen(4)
     out = new.ned.encode(encoder)
@@ -307,29 +318,27 @@ def test_each_subject_begins_with_the_same_trunk(tmp_path, given):
     np.testing.assert_allclose(again[0], expected, atol=1e-6)
 
 
-def test_subjects_on_one_dimension_are_those_of_a_tree(tmp_path):
-    images, ds = toy(12)
-    second = responses(ds["image_id"].values, ds["response"].values ** 2)
-    tree = xr.DataTree.from_dict({"sub-01": ds, "sub-02": second})
+def test_subjects_on_one_dimension_are_those_of_a_tree(two, tmp_path):
+    images, ds, of_tree = two
     names = np.array(["sub-01", "sub-02"], dtype=object)
-    both = xr.concat([ds, second], dim="subject").assign_coords(subject=names)
-    fitted = [ReAlnetEncoder(**ONE).fit(images, each) for each in (tree, both)]
-    assert len({each.model_.weights_sha256 for each in fitted}) == 1
+    both = xr.concat([opposite(ds), ds], dim="subject").assign_coords(subject=names)
+    encoder = ReAlnetEncoder(**WHOLE).fit(images, both)
+    assert encoder.model_.weights_sha256 == of_tree.model_.weights_sha256
     new = unseen(6)
     values = np.random.default_rng(0).standard_normal((2, 6, 3, 4))
     dims = ("subject", "image", "channel", "time")
     test = responses(new["image_id"].values, values[0]).drop_vars("response")
     test = test.assign_coords(subject=names).assign(response=(dims, values.astype("f4"), ATTRS))
-    out = fitted[1].evaluate(new, test)
+    out = encoder.evaluate(new, test)
     assert out["accuracy"].dims == ("subject", "channel", "time")
     children = xr.DataTree.from_dict(
         {name: test.isel(subject=i, drop=True) for i, name in enumerate(names)}
     )
     for i, name in enumerate(names):
-        ds = fitted[1].evaluate(new, children)[name]
+        ds = encoder.evaluate(new, children)[name]
         assert ds["accuracy"].dims == ("channel", "time")
         np.testing.assert_allclose(ds["accuracy"], out["accuracy"][i], atol=1e-6)
-    fitted[0].to_zarr(tmp_path / "model.zarr")
+    of_tree.to_zarr(tmp_path / "model.zarr")
     model = nedx.load_model(tmp_path / "model.zarr")
     shutil.rmtree(tmp_path / "model.zarr" / "networks" / "sub-01")
     cache.models.clear()
@@ -352,8 +361,8 @@ def test_trunk_weights_are_read_and_another_file_is_another_training(tmp_path):
     path = tmp_path / "trunk.pth"
     trunk = trunk_file(path)
     images, ds = toy(8)
-    given = {"learning_rate": 1e-12, "validation": 0, "weights": path}
-    options = {**ONE, **given, "checkpoint": tmp_path / "checkpoint"}
+    given = {"learning_rate": 1e-12, "weights": path}
+    options = {**WHOLE, **given, "checkpoint": tmp_path / "checkpoint"}
     encoder = ReAlnetEncoder(**options).fit(images, ds)
     state = read_state(encoder.model_.ref, encoder.model_.subjects[0])
     for name, expected in CORnetS(**SMALL).named_parameters():
@@ -376,10 +385,9 @@ def test_repetitions_and_trials_are_averaged():
     )
     trials = ds.isel(image=np.repeat(np.arange(8), 2)).rename(image="trial")
     trials["response"] = ("trial", "channel", "time"), values.reshape(16, 3, 4), ATTRS
-    options = {**OPTIONS, "max_epochs": 1, "validation": 0}
     new = unseen(6)
     outs = [
-        new.ned.encode(ReAlnetEncoder(**options).fit(images, each))["response"].values
+        new.ned.encode(ReAlnetEncoder(**WHOLE).fit(images, each))["response"].values
         for each in (ds, repeated, trials)
     ]
     for out in outs[1:]:
