@@ -79,6 +79,7 @@ def opened_file(location: Location, key: str) -> Iterator[Any]:
 
 def _matlab_5(file: Any) -> dict[str, Any]:
     from scipy.io import loadmat
+    from scipy.sparse import issparse
 
     try:
         found: dict[str, Any] = loadmat(file)
@@ -88,7 +89,8 @@ def _matlab_5(file: Any) -> dict[str, Any]:
     except Exception as error:
         # scipy raises classes of its own, and those of struct and numpy.
         raise OSError(str(error)) from error
-    return {name: value for name, value in found.items() if not name.startswith("__")}
+    own = {name: value for name, value in found.items() if not name.startswith("__")}
+    return {name: value.toarray() if issparse(value) else value for name, value in own.items()}
 
 
 @dataclass(frozen=True)
@@ -275,6 +277,9 @@ def read_array(place: str | Path | Location, name: str) -> np.ndarray:
 def _shape(held: Any) -> tuple[int, ...]:
     if "Python.Shape" in held.attrs:
         return tuple(int(n) for n in np.atleast_1d(held.attrs["Python.Shape"]))
+    if held.attrs.get("MATLAB_empty", 0):
+        # An array without values is stored as its shape.
+        return tuple(int(n) for n in np.ravel(held[()]))
     return tuple(int(n) for n in held.shape[::-1])
 
 
@@ -283,7 +288,6 @@ def _dense(held: Any) -> np.ndarray:
         return held
     shape = _shape(held)
     if int(np.prod(shape, dtype=np.int64)) == 0:
-        # An array without values is stored as its shape.
         return np.empty(shape, held.dtype)
     return np.asarray(held[()]).T.reshape(shape)
 

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 from scipy.io import savemat
+from scipy.sparse import csc_array
 
 from nedx.errors import CorruptStoreError, SourceError, StoreError
 from nedx.sources.bdata.matlab_arrays import open_array, open_stored, read_array
@@ -50,6 +51,20 @@ def test_a_vector_of_python_keeps_its_one_axis(tmp_path):
 def test_matlab_5_files_are_read_too(tmp_path):
     savemat(tmp_path / "a.mat", {"feat": ARRAYS["conv"][0]})
     np.testing.assert_array_equal(read_array(tmp_path / "a.mat", "feat"), ARRAYS["conv"][0])
+
+
+def test_sparse_matrices_of_matlab_5_become_dense(tmp_path):
+    matrix = np.where(RNG.random((5, 4)) < 0.3, 1.5, 0)
+    savemat(tmp_path / "a.mat", {"W": csc_array(matrix)})
+    np.testing.assert_array_equal(read_array(tmp_path / "a.mat", "W"), matrix)
+
+
+def test_an_array_without_values_is_not_taken_for_its_shape(tmp_path):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["x"] = np.array([0, 5], np.uint64)
+        file["x"].attrs["MATLAB_empty"] = np.uint8(1)
+    assert read_array(tmp_path / "a.mat", "x").shape == (0, 5)
+    assert open_array(tmp_path / "a.mat", "x").compute().shape == (0, 5)
 
 
 @pytest.mark.parametrize("writer", ["cells", "plain"])
