@@ -80,12 +80,15 @@ def reconstruct(
         Dataset holds images of another size.
     """
     check_device(device)
+    if isinstance(generator, type):
+        raise ModelError(f"{generator.__name__} is a class; type: {generator.__name__}(...)")
     if isinstance(generator, DatasetGenerator):
         if kinds is not None or targets is not None:
             raise ModelError(f"kinds and targets are of embeddings, not of {generator!r:.80}")
     elif not isinstance(generator, Generator):
         raise ModelError(
-            f"a {type(generator).__name__} is no generator; see nedx.reconstruction.generators"
+            f"a {type(generator).__name__} is no generator; see nedx.reconstruction.generators, "
+            "and nedx.FeatureInversion for networks that make images of codes"
         )
     make = partial(_pictured, generator, kinds, targets, seed, device)
     return map_nodes(ds, make) if isinstance(ds, xr.DataTree) else make(ds)

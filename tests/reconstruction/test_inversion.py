@@ -247,6 +247,11 @@ def test_features_that_do_not_fit(coded):
     bad(ds[["image_id"]].assign(other=("image", np.zeros(4))), inversion, "no features to invert")
     narrow = ds.isel(fc6_unit=slice(0, 60), conv1_1_y=slice(0, 30))
     bad(narrow, inversion, r"(?s)conv1_1 is \(8, 30, 32\).*\(8, 32, 32\).*fc6 is \(60,\)")
+    flat = xr.Dataset({"features": (("image", "feature"), target["fc6"])}, ds.coords)
+    bad(flat, inversion, r"those of: features of which no 'layer \(feature\)' is told")
+    kind, stds = "feature_std_train_mean_center", dict.fromkeys(inversion.encoder.names, 1.0)
+    unaveraged = replace(inversion, scaling=FeatureScaling(kind, stds, ds))
+    bad(ds, unaveraged, r"(?s)train_mean= is of .*type .mean\('image'\).*fc8 is \(4, 10\)")
     bad(ds.astype(np.int32), inversion, "int32, expected floats")
     bad(ds.drop_vars("image_id"), inversion, "image_id")
     holes = ds.copy(deep=True)
@@ -271,6 +276,16 @@ def test_recipes_that_cannot_work(coded):
         FeatureInversion("vgg19")
     with pytest.raises(error, match="optimizer= is a type"):
         FeatureInversion(encoder(net), LBFGS)
+    with pytest.raises(error, match="scaling= is a str"):
+        FeatureInversion(encoder(net), scaling="feature_std")
+    with pytest.raises(error, match="dists= is a dict"):
+        FeatureInversion(encoder(net), dists={"fc6": 1})
+    with pytest.raises(error, match="std= is a float"):
+        FeatureScaling("feature_std", 2.0)
+    with pytest.raises(error, match="FeatureInversion is a class"):
+        nedx.reconstruct(as_dataset(target), FeatureInversion)
+    with pytest.raises(error, match="no generator.*FeatureInversion for networks"):
+        nedx.reconstruct(as_dataset(target), generator(maker))
     with pytest.raises(error, match="generator= is a SmallGenerator"):
         FeatureInversion(encoder(net), GeneratorDescent(), maker)
     with pytest.raises(error, match="recipe= is a str"):

@@ -99,6 +99,34 @@ def test_losses_and_taps_by_hand():
         )
 
 
+class InPlace(nn.Module):
+    """A residual step that changes its convolutions' outputs, without a module for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(3, 4, 3, padding=1)
+        self.two = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = nn.functional.relu(self.one(x), inplace=True)
+        y = self.two(x)
+        y += x
+        return y.relu_()
+
+
+def test_taps_are_not_changed_in_place():
+    net = InPlace()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    tapped = encoder(net, ("one", "two"), side=8).load("cpu", "float64")(x)
+    net = net.double()
+    one = net.one(x)
+    two = net.two(one.relu())
+    torch.testing.assert_close(tapped["one"], one)
+    torch.testing.assert_close(tapped["two"], two)
+    slopes = [torch.autograd.grad(f.square().sum(), x)[0] for f in (tapped["two"], two)]
+    torch.testing.assert_close(*slopes)
+
+
 def gram_by_hand(found, target):
     losses = []
     for f, t in zip(found, target, strict=True):

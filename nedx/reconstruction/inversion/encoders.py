@@ -130,10 +130,6 @@ class _Part:
         recipe = self.encoder.recipe.model_copy(update={"precision": "float32"})
         network = load_backbone(recipe, device).network
         network.to(getattr(torch, self.precision))
-        # A rectifier that works in place would change what was tapped before it.
-        in_place = (module for module in network.modules() if hasattr(module, "inplace"))
-        for module in in_place:
-            vars(module)["inplace"] = False
         return LoadedEncoder(network, _tapped(self.encoder, network))
 
 
@@ -174,7 +170,8 @@ def _activations(
     found: dict[str, torch.Tensor] = {}
 
     def take(name: str, activation: torch.Tensor) -> None:
-        found[taps[name]] = activation
+        # A copy: rectifiers and shortcuts may work in place, on what was tapped before them.
+        found[taps[name]] = activation.clone()
         if len(found) == len(taps):
             raise Enough
 

@@ -27,10 +27,12 @@ from nedx.reconstruction.reconstruct import PIXELS, check_size, made_by, picture
 from nedx.reconstruction.rows import over_rows
 
 RAW = "pixels_raw"
-_PARTS = {
-    "encoder": "a FeatureEncoder, such as that of vgg19_encoder(weights)",
-    "optimizer": "an optimiser, LBFGS() or GeneratorDescent()",
-    "generator": "an ImageGenerator, such as that of deepsim_generator(weights)",
+_PARTS: dict[str, tuple[type, str]] = {
+    "encoder": (FeatureEncoder, "a FeatureEncoder, such as that of vgg19_encoder(weights)"),
+    "optimizer": (Optimizer, "an optimiser, LBFGS() or GeneratorDescent()"),
+    "generator": (ImageGenerator, "an ImageGenerator, such as that of deepsim_generator(weights)"),
+    "scaling": (FeatureScaling, "a FeatureScaling('feature_std', std)"),
+    "dists": (Dists, "a Dists(alpha, beta)"),
 }
 
 
@@ -78,13 +80,12 @@ class FeatureInversion:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        expected = {"encoder": FeatureEncoder, "optimizer": Optimizer}
-        expected |= {"generator": ImageGenerator} if self.generator is not None else {}
-        for name, kind in expected.items():
+        for name, (kind, advice) in _PARTS.items():
             given = getattr(self, name)
+            if given is None and name in ("generator", "scaling", "dists"):
+                continue
             if isinstance(given, type) or not isinstance(given, kind):
-                found = type(given).__name__
-                raise ModelError(f"{name}= is a {found}, expected {_PARTS[name]}")
+                raise ModelError(f"{name}= is a {type(given).__name__}, expected {advice}")
         if self.loss not in LOSSES:
             raise ModelError(f"no loss is called {self.loss!r}: {close_matches(self.loss, LOSSES)}")
         if self.display not in get_args(Display):

@@ -49,6 +49,8 @@ class FeatureScaling:
     def __post_init__(self) -> None:
         if self.kind not in get_args(ScalingKind):
             raise ModelError(f"no scaling is called {self.kind!r}; type one of {_KINDS}")
+        if not isinstance(self.std, Mapping):
+            raise ModelError(f"std= is a {type(self.std).__name__}, expected a number a layer")
         plain = {str(layer): float(np.mean(value)) for layer, value in self.std.items()}
         wrong = [layer for layer, value in plain.items() if not 0 < value < np.inf]
         if wrong:

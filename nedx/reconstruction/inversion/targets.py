@@ -94,7 +94,9 @@ def _found(ds: xr.Dataset, shapes: Shapes) -> dict[str, xr.DataArray]:
         ) from error
     missing = [layer for layer in shapes if layer not in layers]
     if missing:
-        there = ", ".join(map(str, layers))
+        there = ", ".join(
+            name or "features of which no 'layer (feature)' is told" for name in layers
+        )
         raise ModelError(
             f"there are no features of the layers {', '.join(missing)}; there are those of: "
             f"{there}. Give the encoder only layers that were decoded, by the same names"
@@ -107,7 +109,10 @@ def _units(array: xr.DataArray) -> list[str]:
 
 
 def _check_shapes(
-    found: Mapping[str, xr.DataArray], units: Mapping[str, Sequence[str]], shapes: Shapes
+    found: Mapping[str, xr.DataArray],
+    units: Mapping[str, Sequence[str]],
+    shapes: Shapes,
+    fault: str = "the features do not fit the encoder, they are of another network or image size",
 ) -> None:
     """Refuse features of another network, all layers in one message."""
     faults = []
@@ -119,10 +124,7 @@ def _check_shapes(
             faults.append(f"{layer} is {array.dtype}, expected floats")
     if faults:
         lines = "".join(f"\n  {fault}" for fault in faults)
-        raise ModelError(
-            "the features do not fit the encoder, they are of another network or image size:"
-            + lines
-        )
+        raise ModelError(f"{fault}:{lines}")
 
 
 def _means(scaling: FeatureScaling | None, shapes: Shapes) -> dict[str, da.Array]:
@@ -136,7 +138,8 @@ def _means(scaling: FeatureScaling | None, shapes: Shapes) -> dict[str, da.Array
         return {}
     means = _found(scaling.train_mean, shapes)
     units = {layer: in_order([*map(str, array.dims)]) for layer, array in means.items()}
-    _check_shapes(means, units, shapes)
+    fault = "train_mean= is of another network or image size, or of images: type .mean('image')"
+    _check_shapes(means, units, shapes, fault)
     return {
         layer: da.asarray(array.transpose(*units[layer]).data).reshape(shapes[layer]).rechunk(-1)
         for layer, array in means.items()
