@@ -95,14 +95,15 @@ def retrieve(
     _check_options(similarity, true_match, assignment, device)
     embedding = _embedding(ds)
     features = _features(gallery)
-    key, ids = _labels(gallery, features)
+    key, index = _labels(gallery, features)
+    ids = index.to_numpy()
     _check_fit(ds, embedding, features, key)
     if k not in range(1, len(ids) + 1):
         raise SelectionError(
             f"k={k} candidates of a gallery of {len(ids)} rows; k is a whole number from 1 to that"
         )
     sample = sample_dim(embedding)
-    rows = _true_rows(ds[key], ids, key, true_match)
+    rows = _true_rows(ds[key], index, key, true_match)
     names = np.asarray(ds["image_id" if "image_id" in ds.coords else key].values, dtype=object)
     search = Search.of(
         embedding,
@@ -235,19 +236,19 @@ def _features(gallery: xr.Dataset) -> xr.DataArray:
     return features.transpose(..., "feature")
 
 
-def _labels(gallery: xr.Dataset, features: xr.DataArray) -> tuple[str, np.ndarray]:
+def _labels(gallery: xr.Dataset, features: xr.DataArray) -> tuple[str, pd.Index]:
     """Return what the rows of a gallery are joined by, and their labels."""
     dim = str(features.dims[0])
     key = "image_id" if "image_id" in gallery.coords else dim
     if key not in gallery.coords or gallery[key].dims != (dim,):
         fault = f"no coordinate 'image_id' ({dim}): nothing is joined by position"
         raise SchemaError("the gallery", [fault])
-    ids = np.asarray(gallery[key].values, dtype=object)
-    repeated = pd.Index(ids).duplicated()
-    if repeated.any():
-        fault = f"{key!r} must be unique; {ids[repeated][0]!r} is there more than once"
+    index = pd.Index(np.asarray(gallery[key].values, dtype=object), dtype=object)
+    # One table of a million labels: it also finds the true matches.
+    if not index.is_unique:
+        fault = f"{key!r} must be unique; {index[index.duplicated()][0]!r} is there more than once"
         raise SchemaError("the gallery", [fault])
-    return key, ids
+    return key, index
 
 
 def _check_fit(ds: xr.Dataset, embedding: xr.DataArray, features: xr.DataArray, key: str) -> None:
@@ -263,15 +264,15 @@ def _check_fit(ds: xr.Dataset, embedding: xr.DataArray, features: xr.DataArray, 
         raise SchemaError("what is searched for", [fault])
 
 
-def _true_rows(labels: xr.DataArray, ids: np.ndarray, key: str, true_match: str) -> np.ndarray:
+def _true_rows(labels: xr.DataArray, index: pd.Index, key: str, true_match: str) -> np.ndarray:
     """Return the row of each true match, int64, -1 where the gallery lacks it."""
     wanted = np.asarray(labels.values, dtype=object)
-    rows = pd.Index(ids).get_indexer(wanted).astype(np.int64)
+    rows = index.get_indexer(wanted).astype(np.int64)
     absent = np.unique(wanted[rows < 0].astype(str))
     if absent.size and true_match == "required":
         shown = ", ".join(absent[:5]) + (", ..." if absent.size > 5 else "")
         raise SelectionError(
-            f"the gallery of {len(ids)} has no true match of {absent.size} of "
+            f"the gallery of {len(index)} has no true match of {absent.size} of "
             f"{len(pd.unique(wanted))} {key}s: {shown}. Add them to the gallery, or type "
             "true_match='ignore'"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,9 @@ BLOCK_BYTES = 2**27
 """What is read of a gallery at a time, where its own chunks are no larger."""
 
 _MERGED_AT_ONCE = 16
+
+_LAST_SHARES = 8
+"""No task takes more than this part of what is left of a gallery."""
 
 
 @dataclass(frozen=True)
@@ -138,15 +142,19 @@ class Search:
     def _searched(self, k: int) -> tuple[dict[Any, Any], Any]:
         """Return the graph of a search, and the key of what it found."""
         search = partial(kernels.search, k=k, similarity=self.similarity, device=self.device)
+        floor = f"floor-{self.name}-{k}"
+        count = math.prod(self.shape)
         level: dict[Any, Any] = {
             (f"search-{self.name}-{k}", i): (
                 partial(search, start=start),
                 *self.asked,
                 blocks,
+                floor,
             )
             for i, (start, blocks) in enumerate(self.groups)
         }
-        graph = {**self.graph, **level}
+        # Made when it is computed: a gallery that was changed is another one.
+        graph = {**self.graph, floor: (kernels.Floor, count), **level}
         while len(level) > 1:
             keys = list(level)
             level = {
@@ -203,12 +211,16 @@ def _first_key(array: da.Array) -> tuple[Any, ...]:
 
 
 def _groups(gallery: da.Array, block_bytes: int) -> list[tuple[int, list[Any]]]:
-    """Put neighbouring blocks together until they are as large as they may be."""
+    """Put neighbouring blocks together until they are as large as they may be.
+
+    Towards the end that is less and less, so that workers finish together.
+    """
     row = gallery.dtype.itemsize * gallery.shape[1]
     groups: list[tuple[int, list[Any]]] = []
-    start = size = 0
+    start, size, most = 0, 0, block_bytes
     for i, length in enumerate(gallery.chunks[0]):
-        if not groups or size + length * row > block_bytes:
+        if not groups or size + length * row > most:
+            most = min(block_bytes, (len(gallery) - start) * row // _LAST_SHARES)
             groups.append((start, []))
             size = 0
         groups[-1][1].append((gallery.name, i, 0))

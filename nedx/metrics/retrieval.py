@@ -8,6 +8,7 @@ on threads or on the device.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -66,10 +67,36 @@ class Matches:
         return Matches(self.scores[part], self.positions[part], self.above[part], self.tied[part])
 
 
+class Floor:
+    """The least score of the best of a search so far, which its tasks in one process share.
+
+    What scores less cannot be among the best: knowing it spares a task from looking at its rows
+    again, and changes nothing that is found in the end. Where it is pickled to, it begins anew.
+    """
+
+    def __init__(self, count: int):
+        self._lock = threading.Lock()
+        self._scores = np.full(count, -np.inf)
+
+    def __reduce__(self) -> tuple[type[Floor], tuple[int]]:
+        return Floor, (len(self._scores),)
+
+    def scores(self) -> np.ndarray:
+        """Return the score of each query, float64 (n,)."""
+        with self._lock:
+            return self._scores.copy()
+
+    def lift(self, scores: np.ndarray) -> None:
+        """Take notice of the last of the best that a task found, (n,)."""
+        with self._lock:
+            np.maximum(self._scores, scores, out=self._scores)
+
+
 def search(
     queries: np.ndarray,
     truth: Truth,
     blocks: Sequence[Any],
+    floor: Floor | None = None,
     *,
     start: int,
     k: int,
@@ -86,6 +113,9 @@ def search(
         See `Truth`; scores as `pair_scores` gives them.
     blocks : sequence of ndarray (row, feature)
         Rows that follow each other, of any float type.
+    floor : Floor, optional
+        Shared with tasks that search other rows: of what cannot be among the best of all, less is
+        found then.
     start : int
         Position of the first in the gallery.
     k : int
@@ -114,12 +144,17 @@ def search(
         rough = multiplies_bfloat16(device) if rough is None else rough
         asked = Queries.of(queries, truth, similarity, device, rough=rough)
         parts = [slice(at, at + _QUERIES) for at in range(0, len(queries), _QUERIES)]
-        searches = [_Search(asked.part(part), found.part(part), similarity) for part in parts]
-        for tile in _tiles(blocks, start, similarity, device):
+        least = found.scores[:, -1] if floor is None else floor.scores()
+        searches = [
+            _Search(asked.part(part), found.part(part), similarity, least[part]) for part in parts
+        ]
+        for tile in _tiles(blocks, start, similarity, device, rough=rough):
             for one in searches:
                 one.scan(tile)
         for one in searches:
             one.settle()
+    if floor is not None:
+        floor.lift(found.scores[:, -1])
     return found
 
 
@@ -203,15 +238,16 @@ class _Search:
         Where to put what is found.
     similarity
         As `search` takes it.
+    least : ndarray of float64, (n,)
+        Scores below which nothing is looked for.
     """
 
-    def __init__(self, asked: Queries, found: Matches, similarity: Similarity):
-        import torch
-
+    def __init__(self, asked: Queries, found: Matches, similarity: Similarity, least: np.ndarray):
         self._asked, self._found, self._similarity = asked, found, similarity
-        shape, device = found.scores.shape, asked.directions.device
+        shape = found.scores.shape
         # The best rough scores so far: what is far below them cannot be a candidate.
-        self._reached = torch.full(shape, -torch.inf, device=device)
+        level = _column(asked.levels(least, similarity), asked.directions)
+        self._reached = level.expand(shape).clone()
         self._doubt = np.zeros(shape[0])
         self._waiting: list[_Pairs] = []
 
@@ -309,15 +345,18 @@ def _apart(
 
 
 def _tiles(
-    blocks: Sequence[Any], start: int, similarity: Similarity, device: str
+    blocks: Sequence[Any], start: int, similarity: Similarity, device: str, *, rough: bool = False
 ) -> Iterator[Tile]:
     """Yield the rows a tile at a time, each to be used before the next."""
     import torch
 
-    scratch = torch.empty(min(_ROWS, max(map(len, blocks))), blocks[0].shape[1], device=device)
+    shape = min(_ROWS, max(map(len, blocks))), blocks[0].shape[1]
+    scratch = torch.empty(shape, device=device)
+    rounded = torch.empty(shape, dtype=torch.bfloat16, device=device) if rough else None
     for block in blocks:
         for first in range(0, len(block), _ROWS):
-            yield Tile(block[first : first + _ROWS], start + first, similarity, scratch)
+            rows = block[first : first + _ROWS]
+            yield Tile(rows, start + first, similarity, scratch, rounded)
         start += len(block)
 
 

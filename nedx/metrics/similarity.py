@@ -25,6 +25,8 @@ _PAIR_VALUES = 2**21
 """Values that are compared in float64 at a time."""
 _DEVIATIONS = 4.0
 """So many standard deviations of the rounding of a float32 product are not trusted."""
+_PIECE = 256
+"""Rows that are rounded at a time."""
 _BFLOAT16 = 1.05 * (2.0**-8 + 2.0**-9)
 """The most that rounding both factors and the sum to bfloat16 changes, over the norms."""
 
@@ -143,6 +145,8 @@ class Tile:
         As `nedx.metrics.retrieval.search` takes it.
     scratch : tensor of float32, (at least as many rows, feature)
         On the device of the products; it is overwritten.
+    rounded : tensor of bfloat16, (at least as many rows, feature), optional
+        The same for rough products.
 
     Raises
     ------
@@ -150,26 +154,51 @@ class Tile:
         If a row is not finite, or has no direction where that is compared.
     """
 
-    def __init__(self, rows: np.ndarray, start: int, similarity: Similarity, scratch: torch.Tensor):
+    def __init__(
+        self,
+        rows: np.ndarray,
+        start: int,
+        similarity: Similarity,
+        scratch: torch.Tensor,
+        rounded: torch.Tensor | None = None,
+    ):
         import torch
 
         # torch takes no bytes in another order, which files may hold.
-        rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
+        rows = np.ascontiguousarray(rows.astype(rows.dtype.newbyteorder("="), copy=False))
         self.rows, self.start = rows, start
         # Memory of its own for each tile would cost as much as half the product.
-        values = scratch[: len(rows)].copy_(torch.from_numpy(np.ascontiguousarray(rows)))
+        self._scratch, self._centred = scratch, similarity == "correlation"
+        self._rounded = None if rounded is None else rounded[: len(rows)]
         directed = similarity in ("cosine", "correlation")
-        bad = torch.zeros(len(values), dtype=torch.bool, device=values.device)
-        if similarity == "correlation":
-            bad |= (values == values[:, :1]).all(dim=1)
-            values -= values.mean(dim=1, keepdim=True)
-        norms = torch.linalg.vector_norm(values, dim=1)
-        bad |= ~torch.isfinite(norms) | (directed & (norms == 0))
+        self._norms = torch.empty(len(rows), device=scratch.device)
+        bad = torch.zeros(len(rows), dtype=torch.bool, device=scratch.device)
+        # What is kept as bfloat16 alone is made in pieces that stay in the processor's cache.
+        step = len(rows) if rounded is None else _PIECE
+        for part in (slice(at, at + step) for at in range(0, len(rows), step)):
+            values = self._exact(part)
+            torch.linalg.vector_norm(values, dim=1, out=self._norms[part])
+            if self._centred:
+                bad[part] = torch.from_numpy((rows[part] == rows[part, :1]).all(axis=1))
+            if self._rounded is not None:
+                self._rounded[part].copy_(values)
+        bad |= ~torch.isfinite(self._norms) | (directed & (self._norms == 0))
         if bool(bad.any()):
             self._refuse(torch.nonzero(bad)[:, 0].cpu().numpy())
-        self._values, self._longest = values, float(norms.max())
-        self._inverse = 1 / norms if directed else None
-        self._squares = norms * norms if similarity == "euclidean" else None
+        self._values = values if rounded is None else None
+        self._longest = float(self._norms.max())
+        self._inverse = 1 / self._norms if directed else None
+        self._squares = self._norms * self._norms if similarity == "euclidean" else None
+
+    def _exact(self, part: slice) -> torch.Tensor:
+        """Return some rows as they are compared, float32, in the scratch memory."""
+        import torch
+
+        rows = torch.from_numpy(self.rows[part])
+        values = self._scratch[: len(rows)].copy_(rows)
+        if self._centred:
+            values -= values.mean(dim=1, keepdim=True)
+        return values
 
     def _refuse(self, bad: np.ndarray) -> None:
         shown = ", ".join(str(self.start + int(row)) for row in bad[:8])
@@ -197,15 +226,17 @@ class Tile:
         ndarray of float64, (query,)
             How far these may be off.
         """
+        if self._values is None:
+            self._values = self._exact(slice(None))
         directions = asked.directions if some is None else asked.directions[some]
         lengths = asked.lengths if some is None else asked.lengths[some.cpu().numpy()]
         return self._scaled(directions @ self._values.T), self._doubt(self._unit(), lengths)
 
     def rough_scores(self, asked: Queries) -> tuple[torch.Tensor, np.ndarray]:
         """Compare queries in bfloat16 where they are prepared for it; see `scores`."""
-        if asked.rounded is None:
+        if asked.rounded is None or self._rounded is None:
             return self.scores(asked)
-        product = (asked.rounded @ self._values.bfloat16().T).float()
+        product = (asked.rounded @ self._rounded.T).float()
         return self._scaled(product), self._doubt(_BFLOAT16, asked.lengths)
 
     def _unit(self) -> float:
@@ -215,7 +246,7 @@ class Tile:
         # Programs may allow torch to round the factors of float32 products.
         if torch.get_float32_matmul_precision() != "highest":
             return _BFLOAT16
-        return (_DEVIATIONS * float(np.sqrt(self._values.shape[1])) + 8) * 2.0**-24
+        return (_DEVIATIONS * float(np.sqrt(self.rows.shape[1])) + 8) * 2.0**-24
 
     def _scaled(self, product: torch.Tensor) -> torch.Tensor:
         if self._inverse is not None:

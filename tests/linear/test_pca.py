@@ -165,7 +165,7 @@ def test_the_matrix_of_features_is_never_held(solver, tmp_path):
         from nedx.linear import keeping, pca
         from tests.memory import peak_kib
         keeping.HELD_BYTES, pca._BLOCK_BYTES = 0, 2**22
-        x = da.random.default_rng(0).normal(size=(400, 40_000), chunks=(10, 40_000))
+        x = da.random.default_rng(0).normal(size=(400, 120_000), chunks=(10, 120_000))
         x = x.astype(np.float32)
         pca.fit_pca(x[:20].compute(), 4, solver={solver!r})
         before = peak_kib()
@@ -178,5 +178,5 @@ def test_the_matrix_of_features_is_never_held(solver, tmp_path):
         text=True,
         check=True,
     )
-    # The matrix takes 64 MB.
-    assert float(done.stdout) < 40
+    # The matrix takes 183 MiB; allocators keep some tens beside what is asked for.
+    assert float(done.stdout) < 92

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from math import comb
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.metrics import label_ranking_average_precision_score
 
 import nedx
 from nedx.errors import SchemaError
-from nedx.metrics.retrieval import assign_one_to_one, merged, search
+from nedx.metrics.retrieval import Floor, assign_one_to_one, merged, search
 from nedx.metrics.retrieval_scores import expected_top
 from nedx.metrics.similarity import SIMILARITIES, pair_scores
 
@@ -171,6 +172,31 @@ def test_rough_products_change_nothing(similarity, offset):
         np.testing.assert_array_equal(found.positions, order)
         np.testing.assert_array_equal(found.above, (scores > level).sum(axis=1))
         np.testing.assert_array_equal(found.tied, (scores == level).sum(axis=1) - 1)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("rough", [False, True])
+def test_tasks_that_share_a_floor_find_the_same_in_any_order(similarity, rough):
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((3000, 32)).astype(np.float16)
+    rows[2000:2300] = rows[:300]
+    queries = rng.standard_normal((20, 32)).astype(np.float32)
+    true = np.arange(0, 3000, 150)
+    truth = pair_scores(queries, rows, np.arange(20), true, similarity), true
+    query, row = (index.ravel() for index in np.indices((20, 3000)))
+    scores = pair_scores(queries, rows, query, row, similarity).reshape(20, 3000)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    floor, options = Floor(20), {"k": 5, "similarity": similarity, "rough": rough}
+    starts = rng.permutation(np.arange(0, 3000, 250))
+    parts = [search(queries, truth, [rows[a : a + 250]], floor, start=a, **options) for a in starts]
+    together = merged(parts)
+    np.testing.assert_array_equal(together.positions, order)
+    np.testing.assert_array_equal(together.scores, np.take_along_axis(scores, order, axis=1))
+    np.testing.assert_array_equal(together.above, (scores > truth[0][:, None]).sum(axis=1))
+    assert (floor.scores() <= together.scores[:, -1]).all()
+    # It spared work: parts that cannot hold the best gave fewer than were asked for.
+    assert np.isneginf([part.scores for part in parts]).any()
+    assert np.isneginf(pickle.loads(pickle.dumps(floor)).scores()).all()
 
 
 def test_assignment_is_best_among_all():
