@@ -154,6 +154,9 @@ def open_container(place: str | Path | Location) -> Container:
     """
     location, key = folder_and_name(place)
     url = url_of(location, key)
+    if location.is_local and (folder := Path(location.filesystem()[1], key)).is_dir():
+        there = ", ".join(sorted(path.name for path in folder.glob("*.h5"))[:5]) or "no .h5 files"
+        raise SourceError(f"{url} is a folder, expected one file of it; there are: {there}")
     with opened_file(location, key) as held:
         dataset = next((name for name in DATASETS if name in held), None)
         metadata = next((name for name in METADATA if name in held), None)

@@ -237,6 +237,8 @@ def test_what_is_no_bdata_says_so(tmp_path):
         open_bdata(tmp_path / "other.h5")
     with pytest.raises(StoreError, match="there is no file"):
         open_bdata(tmp_path / "absent.h5")
+    with pytest.raises(SourceError, match=r"is a folder, expected one file.*there are: other.h5"):
+        nedx.import_source("bdata", tmp_path, tmp_path / "out.zarr")
     (tmp_path / "text.h5").write_text("hello")
     with pytest.raises(CorruptStoreError, match="neither HDF5 nor a MATLAB file"):
         open_bdata(tmp_path / "text.h5")
