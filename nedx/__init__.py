@@ -46,10 +46,15 @@ if TYPE_CHECKING:
     from nedx.insilico import channel_experiment, channel_importance, time_importance
     from nedx.insilico.perturb import perturb
     from nedx.metrics.conversion_accuracy import conversion_accuracy
-    from nedx.metrics.identification import pairwise_identification
+    from nedx.metrics.identification import image_identification, pairwise_identification
     from nedx.metrics.images import cat_score, image_metrics
     from nedx.metrics.noise_ceiling import noise_ceiling
-    from nedx.metrics.profiles import pattern_correlation, profile_correlation
+    from nedx.metrics.permutation_ceiling import permutation_ceiling
+    from nedx.metrics.profiles import (
+        pattern_correlation,
+        profile_correlation,
+        training_statistics,
+    )
     from nedx.metrics.retrieval_scores import retrieval_scores
     from nedx.metrics.rsa import compare_rdms, pairwise_decoding, rdm, searchlight_rdm
     from nedx.metrics.scoring import score
@@ -105,6 +110,7 @@ _MODULES = {
     "encode_latents": "nedx.reconstruction.latents",
     "encode_text": "nedx.encoding.text_features",
     "fit": "nedx.fitting",
+    "image_identification": "nedx.metrics.identification",
     "image_metrics": "nedx.metrics.images",
     "import_source": "nedx.sources.importing",
     "list": "nedx.catalog.listing",
@@ -119,6 +125,7 @@ _MODULES = {
     "pairwise_identification": "nedx.metrics.identification",
     "parse": "nedx.schema",
     "pattern_correlation": "nedx.metrics.profiles",
+    "permutation_ceiling": "nedx.metrics.permutation_ceiling",
     "perturb": "nedx.insilico.perturb",
     "profile_correlation": "nedx.metrics.profiles",
     "pull": "nedx.catalog.pulling",
@@ -133,6 +140,7 @@ _MODULES = {
     "synthesize": "nedx.synthesis",
     "time_importance": "nedx.insilico",
     "to_zarr": "nedx.store.writing",
+    "training_statistics": "nedx.metrics.profiles",
     "validate": "nedx.schema",
     "verify": "nedx.by_name",
 }
@@ -174,6 +182,7 @@ __all__ = [
     "encode_latents",
     "encode_text",
     "fit",
+    "image_identification",
     "image_metrics",
     "import_source",
     "list",
@@ -188,6 +197,7 @@ __all__ = [
     "pairwise_identification",
     "parse",
     "pattern_correlation",
+    "permutation_ceiling",
     "perturb",
     "profile_correlation",
     "pull",
@@ -202,6 +212,7 @@ __all__ = [
     "synthesize",
     "time_importance",
     "to_zarr",
+    "training_statistics",
     "validate",
     "verify",
 ]

@@ -28,7 +28,7 @@ from nedx.metrics.permutation_ceiling import (
     responses_of,
     standard,
 )
-from nedx.metrics.profiles import standardized
+from nedx.metrics.profiles import both_statistics, standardized
 from nedx.schema import restore_index
 from nedx.selection import Names, resolve
 
@@ -115,7 +115,7 @@ def _compared(
     target, source = matched(target, source, names=("measured", "converted"))
     along = correlated_dim(target, per)
     if standardize is not None:
-        mean, sd = (next(iter(layers_of(part).values())) for part in standardize)
+        mean, sd = (next(iter(layers_of(part).values())) for part in both_statistics(standardize))
         target, source = (standardized(array, mean, sd) for array in (target, source))
     kept = all_of(target, along)
     if per == "pattern":
@@ -128,7 +128,8 @@ def _compared(
     if target.sizes["repetition"] < 2:
         return found
     ceiling = ceiling_of(target, kept, **options)
-    trusted = ceiling["noise_ceiling"] > ceiling["noise_ceiling_threshold"]
+    # Of a level below one half the threshold is negative, and a ceiling of 0 is above it.
+    trusted = ceiling["noise_ceiling"] > ceiling["noise_ceiling_threshold"].clip(min=0)
     normalized = (accuracy / ceiling["noise_ceiling"].where(trusted)).clip(-1, 1)
     attrs |= {"long_name": "accuracy divided by noise_ceiling"}
     return found.assign(ceiling.data_vars).assign(

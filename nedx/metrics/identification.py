@@ -29,7 +29,7 @@ from nedx.metrics.layers import (
     unit_dims,
 )
 from nedx.metrics.moments import finish_merged
-from nedx.metrics.profiles import merge_some, standardized
+from nedx.metrics.profiles import both_statistics, merge_some, standardized
 from nedx.metrics.repeats import averaged, has_repeats, labels_of
 from nedx.metrics.retrieval_scores import expected_top
 from nedx.schema import restore_index, role_dim, sample_dim
@@ -170,7 +170,7 @@ def pattern_cross_correlation(
         If layers or units do not fit.
     """
     compare = partial(_cross_correlated, over=over)
-    found = along_layer(by_layer(compare, true, predicted, *(standardize or ())))
+    found = along_layer(by_layer(compare, true, predicted, *both_statistics(standardize)))
     attrs = {"units": "1", "long_name": "correlation over units", "metric": "pearson_r"}
     found = restore_index(found.rename("similarity").drop_attrs(deep=False))
     return found.assign_attrs(attrs)

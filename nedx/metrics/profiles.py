@@ -109,7 +109,7 @@ def pattern_correlation(
         If images, layers or units do not fit.
     """
     compare = partial(_pattern_correlation, over=over)
-    layers = by_layer(compare, true, predicted, *(standardize or ()))
+    layers = by_layer(compare, true, predicted, *both_statistics(standardize))
     found = along_layer(layers, ["n_units"])
     standardization = "none" if standardize is None else "training mean and standard deviation"
     return _described(
@@ -148,6 +148,23 @@ def training_statistics(features: Features) -> Statistics:
     _refuse_one_image(features)
     features = features.astype(np.float64)
     return features.mean(dim, skipna=False), features.std(dim, ddof=1, skipna=False)
+
+
+def both_statistics(standardize: Statistics | None) -> tuple[Features, ...]:
+    """Return mean and standard deviation, or neither.
+
+    Raises
+    ------
+    SchemaError
+        If they are not these two.
+    """
+    if standardize is None:
+        return ()
+    if not isinstance(standardize, tuple | list) or len(standardize) != 2:
+        fault = f"standardize= is a {type(standardize).__name__}, expected a mean and a deviation"
+        advice = "type standardize=(mean, sd), as training_statistics(features) returns them"
+        raise SchemaError("the statistics of training", [fault, advice])
+    return tuple(standardize)
 
 
 def _pattern_correlation(

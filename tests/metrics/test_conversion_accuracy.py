@@ -197,3 +197,15 @@ def test_what_does_not_fit_is_named():
         nedx.conversion_accuracy(measured, converted, per="roi")
     with pytest.raises(SchemaError, match="no variable 'response'"):
         nedx.conversion_accuracy(xr.Dataset(), converted)
+    with pytest.raises(SchemaError, match="expected a mean and a deviation"):
+        nedx.conversion_accuracy(measured, converted, per="pattern", standardize=measured.mean())
+
+
+def test_a_ceiling_of_nothing_normalises_nothing():
+    """Whatever part of the chance distribution is below it."""
+    measured, converted = pair()
+    found = nedx.conversion_accuracy(measured, converted, level=0.01, n_permutations=100).compute()
+    nothing = found["noise_ceiling"] == 0
+    assert nothing.any()
+    assert (found["noise_ceiling_threshold"] < 0).all()
+    np.testing.assert_array_equal(found["accuracy_normalized"].isnull(), nothing)

@@ -242,6 +242,9 @@ def test_what_does_not_fit_is_named():
     statistics = training_statistics(true.isel(unit_0=slice(2)))
     with pytest.raises(SchemaError, match="the mean has 2 along 'unit_0', the features 3"):
         pattern_correlation(true, decoded, standardize=statistics)
+    for wrong in (statistics[0], (statistics[0],), "zscore"):
+        with pytest.raises(SchemaError, match="expected a mean and a deviation"):
+            pattern_correlation(true, decoded, standardize=wrong)
 
 
 def test_true_features_may_be_flat_as_they_are_computed_of_images():
