@@ -135,16 +135,7 @@ class ContentLossConverter(BaseConverter):
             constant, or the loss does not stay finite.
         """
         self._check()
-        (name, ds), *more = each_subject(source)
-        if more:
-            raise ModelError(f"the source holds {1 + len(more)} subjects; select one")
-        ds = checked(name, ds)
-        time = role_dim(ds["response"], "time")
-        if time is not None:
-            raise ModelError(
-                f"ContentLossConverter takes responses without time, as decoders of features do; "
-                f"type: ds.mean({time!r}, keep_attrs=True)"
-            )
+        name, ds = _source(source)
         target = _target(self.decoder, self.layers)
         if target.name == name:
             raise ModelError(f"the decoder is of {name} itself: nothing is to be converted")
@@ -152,32 +143,23 @@ class ContentLossConverter(BaseConverter):
         given = _labels(labels, first, target)
         material = Material({name: ds})
         rows = material.rows[name]
-        images = list(dict.fromkeys(rows.image.tolist()))
+        names, where = np.unique(rows.image.astype(str), return_inverse=True)
+        images = names.tolist()
         if not images:
             raise ModelError(f"{name} saw no training images: all are of the partition 'test'")
         needed = needed_images(features, {name: images})
+        values = material.alone(name, rows).values
         with true_features(needed, target.backbone, list(target.layers), self.device) as truth:
             layers = _weighed(
-                {
-                    layer: _layer(layer, own, truth.get(layer), images)
-                    for layer, own in target.layers.items()
-                }
+                {n: _layer(n, own, truth.get(n), images) for n, own in target.layers.items()}
             )
-            source_values = material.alone(name, rows).values
-            place = {image: i for i, image in enumerate(images)}
-            where = np.array([place[image] for image in rows.image], dtype=np.int64)
             training = ContentTraining(
                 self.iterations, self.learning_rate, self.seed, resolve_device(self.device)
             )
             state, loss = train_content_network(
-                source_values.z, where, first.sizes["voxel"], layers, training
+                values.z, where, first.sizes["voxel"], layers, training
             )
-        state |= {
-            "source_mean": source_values.mean,
-            "source_deviation": source_values.deviation,
-            "target_mean": first["response_mean"].values.astype(np.float32),
-            "target_deviation": first["response_deviation"].values.astype(np.float32),
-        }
+        state |= {"source_mean": values.mean, "source_deviation": values.deviation}
         self.history_ = xr.Dataset({"loss": ("iteration", loss)})
         self.model_ = self._model(name, ds, target, state, images, given)
         return self
@@ -201,6 +183,8 @@ class ContentLossConverter(BaseConverter):
     ) -> Converter:
         first = next(iter(target.layers.values()))
         size = first.sizes["voxel"]
+        for part in ("mean", "deviation"):
+            state[f"target_{part}"] = first[f"response_{part}"].values.astype(np.float32)
         pair = Pair(source=name, target=target.name, n_samples=len(images))
         recipe = recipe_of(
             {name: ds},
@@ -216,6 +200,21 @@ class ContentLossConverter(BaseConverter):
         recipe = recipe.model_copy(update={"sides": {**recipe.sides, target.name: side}})
         both = {name: side_labels(ds), target.name: labels}
         return keep_converter([(pair, state)], lambda _: recipe, both, images)
+
+
+def _source(source: Responses) -> tuple[str, xr.Dataset]:
+    """Return the label and responses of the one subject that is given."""
+    (name, ds), *more = each_subject(source)
+    if more:
+        raise ModelError(f"the source holds {1 + len(more)} subjects; select one")
+    ds = checked(name, ds)
+    time = role_dim(ds["response"], "time")
+    if time is not None:
+        raise ModelError(
+            "ContentLossConverter takes responses without time, as decoders of features do; type: "
+            f"ds.mean({time!r}, keep_attrs=True)"
+        )
+    return name, ds
 
 
 def _target(decoder: Any, layers: str | Sequence[str] | None) -> _Target:

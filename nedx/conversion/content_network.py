@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 import numpy as np
 
-from nedx.errors import ModelError
+from nedx.conversion.training import check_loss
 
 if TYPE_CHECKING:
     import torch
@@ -137,11 +137,7 @@ def train_content_network(
         loss.backward()
         optimizer.step()
         losses[step] = float(loss.detach())
-        if not np.isfinite(losses[step]):
-            raise ModelError(
-                f"the content loss is {losses[step]} after {step + 1} steps: type a smaller "
-                f"learning_rate than {training.learning_rate:g}"
-            )
+        check_loss("content network", losses[step], training.learning_rate)
     return {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}, losses
 
 

@@ -343,3 +343,18 @@ class Material:
             values = standardized(name, read, ds["response"], scale=self.scale)
             self._kept[key] = Prepared(name, values, image, key)
         return self._kept[key]
+
+
+def check_loss(network: str, loss: float, learning_rate: float) -> None:
+    """Stop what does not learn.
+
+    Raises
+    ------
+    ModelError
+        If the loss is NaN or infinite.
+    """
+    if not np.isfinite(loss):
+        raise ModelError(
+            f"the loss of the {network} is {loss}: type a smaller learning_rate than "
+            f"{learning_rate:g}"
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nedx.compute.batches import batches
-from nedx.errors import ModelError
+from nedx.conversion.training import check_loss
 
 if TYPE_CHECKING:
     import torch
@@ -137,11 +137,7 @@ def train_unet(
         if len(chosen_by):
             reached = _validated(network, one, other, chosen_by, training)
             history["validation_loss"][epoch] = reached
-        if not np.isfinite(reached):
-            raise ModelError(
-                f"the loss of the U-Net is {reached} after {epoch + 1} epochs: type a smaller "
-                f"learning_rate than {training.learning_rate:g}"
-            )
+        check_loss("U-Net", reached, training.learning_rate)
         if reached < lowest or not len(chosen_by):
             lowest = reached
             best = {name: tensor.detach().cpu().numpy().copy() for name, tensor in arrays.items()}

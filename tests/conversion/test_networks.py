@@ -133,9 +133,14 @@ def test_content_faults_are_told_first(decoded):
     with pytest.raises(ModelError, match="sub-02 has no 'response'"):
         make(decoder).fit(source, features, labels=features)
     with pytest.raises(
-        ModelError, match=r"the content loss is .* smaller learning_rate than 1e\+30"
+        ModelError, match=r"loss of the content network is .* smaller learning_rate than 1e\+30"
     ):
         make(decoder, learning_rate=1e30, device="cpu").fit(source, features)
+    silent = source.copy(deep=True).compute()
+    silent["response"].values[:, 2] = np.nan
+    # Responses are read, and then no features.
+    with pytest.raises(ModelError, match="1 of 20 neuroids of sub-01 are NaN"), computes_at_most(1):
+        make(decoder, device="cpu").fit(silent, features.chunk(image=5))
     missing = features.copy(deep=True)
     missing["feature_fc"].values[3, 1] = np.nan
     with pytest.raises(ModelError, match="features of fc are NaN or infinite"):
