@@ -28,6 +28,7 @@ from nedx.decoding.feature_decoder_samples import (
     roi_positions,
     standardization,
     standardized,
+    trial_labels,
 )
 from nedx.decoding.feature_decoder_storing import FeatureModelWriter
 from nedx.decoding.samples import Responses, each_subject
@@ -59,7 +60,7 @@ class FeatureDecoder(BaseEstimator):
     ----------
     backbone : str or BackboneRecipe
         The network, where features are computed of images.
-    layers : sequence of str, optional
+    layers : str or sequence of str, optional
         Which; by default all that are given, or of ``"vgg19"`` its 19 layers before the rectifiers
         (``conv1_1`` to ``conv5_4``, ``fc6`` to ``fc8``), of other networks those of their recipe.
     roi : str or sequence of str, optional
@@ -99,7 +100,7 @@ class FeatureDecoder(BaseEstimator):
     def __init__(
         self,
         backbone: str | BackboneRecipe = "vgg19",
-        layers: Sequence[str] | None = None,
+        layers: Names | None = None,
         *,
         roi: Names | None = None,
         n_voxels: int = 500,
@@ -128,15 +129,15 @@ class FeatureDecoder(BaseEstimator):
         """The recipe of the network, with the layers asked for, maps kept whole."""
         from nedx.backbones.registry import default_recipe
 
+        layers = self._wanted
         if not isinstance(self.backbone, str):
-            changes = {"layers": tuple(self.layers)} if self.layers is not None else {}
+            changes = {} if layers is None else {"layers": layers}
             return BackboneRecipe.model_validate({**self.backbone.model_dump(), **changes})
-        layers = self.layers
         if layers is None and self.backbone == "vgg19":
             from nedx.backbones.vgg import VGG19
 
             layers = tuple(VGG19.aliases)
-        given = {} if layers is None else {"layers": tuple(layers)}
+        given = {} if layers is None else {"layers": layers}
         return default_recipe(self.backbone, pooling="flatten", **given)
 
     def fit(self, stimuli: xr.Dataset, responses: Responses) -> FeatureDecoder:
@@ -161,19 +162,19 @@ class FeatureDecoder(BaseEstimator):
         ModelError
             If images have no features, ROIs or layers are absent, or values are NaN.
         """
-        check_penalty(min(checked_penalties(self.alpha)), self.n_voxels)
-        check_device(self.device)
+        self._check_options()
         subjects = dict(each_subject(responses))
         if not subjects:
             raise ModelError("no child of this DataTree holds a 'response'")
         if self.average:
             subjects = {name: _averaged(ds) for name, ds in subjects.items()}
         rois = [self.roi] if isinstance(self.roi, str) else self.roi
+        for ds in subjects.values():
+            trial_labels(ds, self.groups, self.exclusive)
         places = {name: roi_positions(ds, rois, name) for name, ds in subjects.items()}
         attrs = _shared_attrs(subjects)
         stimuli = needed_images(stimuli, {name: _shown(ds, name) for name, ds in subjects.items()})
-        wanted = None if self.layers is None else list(self.layers)
-        with true_features(stimuli, self.recipe, wanted, self.device) as layers:
+        with true_features(stimuli, self.recipe, self._wanted, self.device) as layers:
             attrs["backbone"] = origin(stimuli, self.recipe)
             with partial_model() as partial:
                 self.model_ = self._write(partial, subjects, places, layers, attrs)
@@ -186,6 +187,24 @@ class FeatureDecoder(BaseEstimator):
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the decoder; `nedx.load_model` opens it."""
         return self._fitted().to_zarr(place)
+
+    @property
+    def _wanted(self) -> tuple[str, ...] | None:
+        """The layers that were asked for."""
+        layers = (self.layers,) if isinstance(self.layers, str) else self.layers
+        return None if layers is None else tuple(layers)
+
+    def _check_options(self) -> None:
+        alphas = checked_penalties(self.alpha)
+        check_penalty(min(alphas), self.n_voxels)
+        if self.n_voxels is None:
+            raise ModelError("n_voxels is None; type a whole number from 1")
+        if len(alphas) > 1 and not (isinstance(self.folds, int | np.integer) and self.folds > 1):
+            raise ModelError(f"folds is {self.folds!r}; type a whole number from 2")
+        for name, chosen in (("layers", self._wanted), ("roi", self.roi)):
+            if chosen is not None and not len(chosen):
+                raise ModelError(f"{name} is empty; leave it out for all")
+        check_device(self.device)
 
     def _fitted(self) -> FeatureModel:
         if not hasattr(self, "model_"):

@@ -32,7 +32,10 @@ def checked_penalties(alpha: float | str | Sequence[float]) -> tuple[float, ...]
         if alpha == "cv":
             return PENALTIES
         raise ModelError(f"alpha is {alpha!r}; type a positive number, several, or 'cv'")
-    given = np.atleast_1d(np.asarray(alpha, dtype=np.float64))
+    try:
+        given = np.atleast_1d(np.asarray(alpha, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"alpha is {alpha!r}; expected positive numbers") from error
     if given.ndim != 1 or not given.size or not (given > 0).all():
         raise ModelError(f"alpha is {alpha!r}; expected positive numbers")
     return tuple(dict.fromkeys(given.tolist()))

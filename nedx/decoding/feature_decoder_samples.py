@@ -86,7 +86,7 @@ def read_trials(
         If trials hold some NaN, or there are no such labels.
     """
     array = checked_responses(ds)
-    labels = [_labels_of(ds, array, name) for name in (groups, exclusive)]
+    labels = trial_labels(ds, groups, exclusive)
     ids = labels_of(ds, "image_id")
     values = array.values
     if values.dtype.itemsize < 4:
@@ -108,6 +108,18 @@ def read_trials(
     images = list(dict.fromkeys(map(str, ids)))
     places = {name: i for i, name in enumerate(images)}
     return Trials(values, images, np.array([places[name] for name in ids], np.int64), *labels)
+
+
+def trial_labels(ds: xr.Dataset, *names: str | None) -> list[np.ndarray | None]:
+    """Return labels of the trials of one subject, as strings; of what is None, None.
+
+    Raises
+    ------
+    ModelError
+        If there are no such labels.
+    """
+    array = checked_responses(ds)
+    return [_labels_of(ds, array, name) for name in names]
 
 
 def _labels_of(ds: xr.Dataset, array: xr.DataArray, name: str | None) -> np.ndarray | None:

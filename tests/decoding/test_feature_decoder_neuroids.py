@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import nedx
-from nedx.decoding import feature_decoder_alpha
+from nedx.decoding import feature_decoder, feature_decoder_alpha
 from nedx.errors import ModelError
 from tests.decoding.feature_study import IMAGES, SHAPES, VOXELS, names, responses, stimuli
 
@@ -165,6 +165,32 @@ def test_bad_subjects_and_features(factors):
     others = ds.assign_coords(image_id=("trial", names(IMAGES)[np.zeros(160, int)]))
     with pytest.raises(ModelError, match="are to 1 image: a decoder"):
         decoder().fit(stimuli(factors), others)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"roi": []}, "roi is empty; leave it out"),
+        ({"layers": []}, "layers is empty; leave it out"),
+        ({"n_voxels": None}, "n_voxels is None; type a whole number"),
+        ({"n_voxels": 10.5}, "n_features is 10.5"),
+        ({"alpha": "cv", "folds": 1}, "folds is 1; type a whole number from 2"),
+        ({"alpha": ["a"]}, r"alpha is \['a'\]; expected positive numbers"),
+        ({"alpha": "cv", "groups": "runs"}, "trials have no label 'runs'"),
+        ({"exclusive": "subject"}, "trials have no label 'subject'"),
+    ],
+)
+def test_wrong_options_are_told_before_features_are_computed(
+    factors, monkeypatch, options, message
+):
+    monkeypatch.setattr(feature_decoder, "true_features", None)
+    with pytest.raises(ModelError, match=message):
+        nedx.FeatureDecoder(**options).fit(stimuli(factors), responses(factors))
+
+
+def test_one_layer_may_be_named_alone(factors):
+    assert decoder(layers="fc").fit(stimuli(factors), responses(factors)).model_.layers == ("fc",)
+    assert nedx.FeatureDecoder(layers="fc6").recipe.layers == ("fc6",)
 
 
 def test_decoded_features_are_no_longer_there_once_responses_are_perturbed(
