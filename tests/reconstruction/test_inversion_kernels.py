@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nedx.backbones.vgg import VGG19
-from nedx.errors import ModelError
+from nedx.errors import ModelError, NedxWarning
 from nedx.reconstruction.inversion import (
     CAFFE,
     Dists,
@@ -278,6 +278,21 @@ def test_minimised_stops_at_the_bounds():
         50,
     )
     np.testing.assert_allclose(found, [[0, 0.5], [1, 0.2]], atol=1e-9)
+
+
+def test_a_start_that_no_step_leaves_is_told():
+    flat = np.full(3, 0.5)
+
+    def rounded(v):
+        return 1e8 + 8 * (v != 0.5).any(), np.full(3, 1e-3)
+
+    with pytest.warns(NedxWarning, match="no step lowers the objective"):
+        found = minimised(rounded, flat, flat - 1, flat + 1, 5)
+    np.testing.assert_array_equal(found, flat)
+    # At a minimum there is nothing to tell.
+    minimised(lambda v: (1e8, np.zeros(3)), flat, flat - 1, flat + 1, 5)
+    at_edge = minimised(lambda v: (-v.sum(), -np.ones(3)), flat, flat - 1, flat, 5)
+    np.testing.assert_array_equal(at_edge, flat)
 
 
 def test_pixels_are_blue_first_less_the_mean():

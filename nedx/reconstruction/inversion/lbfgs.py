@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nedx.errors import NedxWarning
 from nedx.reconstruction.inversion.encoders import Precision
 from nedx.reconstruction.inversion.problem import Problem, check_steps
 
 if TYPE_CHECKING:
     import torch
+
+_STUCK = 2
+"""What scipy says where it neither converged nor came to the last iteration."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ def minimised(
     Returns
     -------
     ndarray of float64, of the shape of `start`
+
+    Warns
+    -----
+    NedxWarning
+        If it is still the start, though the gradient is not zero.
     """
     from scipy.optimize import Bounds, minimize
 
@@ -104,5 +114,12 @@ def minimised(
         # How small a change is depends on the scale of features, so that only iterations count.
         options={"maxiter": iterations, "ftol": 0, "gtol": 0},
     )
+    if result.status == _STUCK and not result.nit:
+        warnings.warn(
+            "no step lowers the objective, a picture is what it began with: the steps are lost in "
+            "rounding. Type precision='float64', or look at the scale of the features",
+            NedxWarning,
+            stacklevel=2,
+        )
     found: np.ndarray = result.x.reshape(start.shape)
     return found
