@@ -24,6 +24,8 @@ from nedx.store.manifest import STATE, RecordingStore, StoredObject
 
 _log = logging.getLogger(__name__)
 _VOLATILE = ("date_created", "history", "nedx_status")
+_MEANING = ("units", "normalization", "normalization_scope", "transform")
+"""Attributes without which numbers mean something else; others differ between machines."""
 _TASK_BYTES = 384_000_000
 _FEW_SAMPLES = 16
 _MARKS = ("zarr.json", ".zgroup", ".zarray", ledger.CREATING)
@@ -45,7 +47,7 @@ def dataset_groups(ds: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
 def dataset_recipe(
     ds: xr.Dataset | xr.DataTree, dtype: str = "float32", keep_bits: int | None = 10
 ) -> dict[str, str]:
-    """Return a fingerprint of each part of a Dataset: of its values, or the graph of lazy ones."""
+    """Return a fingerprint of each part: of its units, and its values or the graph of lazy ones."""
     parts = {"options": f"{dtype}, keep_bits={keep_bits}"}
     for group, node in dataset_groups(ds).items():
         prefix = f"{group}/" if group else ""
@@ -53,7 +55,8 @@ def dataset_recipe(
         parts[f"{prefix}attrs"] = dask.base.tokenize(sorted(attrs.items(), key=lambda a: a[0]))
         for name, var in node.variables.items():
             parts[f"{prefix}{name}"] = dask.base.tokenize(
-                var.dims, var.shape, str(var.dtype), _content(node, var, str(name))
+                *(var.dims, var.shape, str(var.dtype), _content(node, var, str(name))),
+                [str(var.attrs.get(attr)) for attr in _MEANING],
             )
     return parts
 

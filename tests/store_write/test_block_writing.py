@@ -192,6 +192,14 @@ def test_resume_of_a_complete_store_does_nothing(responses, tmp_path, store_byte
         to_zarr(responses * 2, tmp_path / "a", resume=True)
 
 
+def test_a_store_in_other_units_is_not_taken_for_this_one(responses, tmp_path):
+    to_zarr(responses, tmp_path / "a")
+    told = responses.copy()
+    told.response.attrs |= {"units": "percent", "normalization": "none"}
+    with pytest.raises(StoreError, match="another recipe"):
+        to_zarr(told, tmp_path / "a", resume=True)
+
+
 def test_a_lost_object_is_written_again(responses, tmp_path, small_blocks):
     writer = BlockWriter.create(responses, tmp_path / "a", "r", layout=small_blocks(responses))
     run_blocks(writer, responses)
