@@ -9,7 +9,9 @@ import pytest
 import xarray as xr
 
 import nedx
+from nedx.errors import ModelError
 from nedx.reconstruction.inversion import LBFGS, FeatureInversion
+from nedx.sources.bdata.features import open_features
 from tests.laziness import computes_at_most
 from tests.reconstruction.inverted import (
     SIDE,
@@ -20,6 +22,7 @@ from tests.reconstruction.inverted import (
     small_net,
     smooth_images,
 )
+from tests.sources.bdata.files import write_dense
 
 LAYERS = ("conv2_1", "fc6", "fc8")
 TRAIN, TEST = slice(0, 44), slice(44, 48)
@@ -65,6 +68,28 @@ def test_subjects_of_unequal_size(study):
         made, truth = (v - v.mean(0) for v in (alone["pixels_raw"].values, images[TEST]))
         alike = np.corrcoef(made.reshape(4, -1), truth.reshape(4, -1))[:4, 4:]
         assert (alike.argmax(1) == np.arange(4)).all()
+
+
+def test_feature_files(tmp_path):
+    """Files of a published layout, one of each image and layer, and those of another network."""
+    net, layers = small_net(1), ("conv2_1", "fc8")
+    features = features_by_hand(net, caffe_input(smooth_images(2)))
+    for layer in layers:
+        place = tmp_path / layer / "sub-01" / "ROI_VC"
+        place.mkdir(parents=True)
+        for name, values in zip(("Img0001", "Img0002"), features[layer], strict=True):
+            write_dense(place / f"{name}.mat", "feat", values[None].astype(np.float32))
+    inversion = FeatureInversion(encoder(net, layers), LBFGS(3), raw=True)
+    with computes_at_most(0):
+        opened = open_features(tmp_path, layout="decoded", image_set="test")
+        seen = opened.ned.reconstruct(inversion, device="cpu")
+    assert list(seen["image_id"].values) == ["test:Img0001", "test:Img0002"]
+    given = as_dataset({layer: features[layer] for layer in layers}, np.float32)
+    expected = given.ned.reconstruct(inversion, device="cpu")["pixels_raw"].values
+    np.testing.assert_array_equal(seen["pixels_raw"].values, expected)
+    other = FeatureInversion(encoder(small_net(1, 64), layers, side=64), LBFGS(3))
+    with pytest.raises(ModelError, match=r"another network.*\n.*conv2_1 is \(16, 16, 16\)"):
+        opened.ned.reconstruct(other)
 
 
 def test_decoded_features_of_a_store(study, tmp_path):

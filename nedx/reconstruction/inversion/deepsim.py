@@ -72,7 +72,8 @@ def published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     state dict of ``<layer>.weight`` and ``<layer>.bias``, the layers named ``defc7``, ``defc6``,
     ``defc5``, ``deconv5``, ``conv5_1``, ``deconv4``, ``conv4_1``, ``deconv3``, ``conv3_1``,
     ``deconv2``, ``deconv1`` and ``deconv0``; the same tensors may occur again in the sequences
-    ``defc.<i>`` and ``deconv.<i>``, which are left out, and all may stand behind ``module.``.
+    ``defc.<i>`` and ``deconv.<i>``, which are left out, and all may stand behind ``module.``. So
+    does bdpy name them (``bdpy.dl.torch.models.AlexNetGenerator``).
     """
     plain = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     return {key: tensor for key, tensor in plain.items() if not key.startswith(_COPIES)}
