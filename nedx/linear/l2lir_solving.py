@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from nedx.linear.lapack import one_core_each, solve_positive
 
 if TYPE_CHECKING:
     import torch
 
 _GATHERED_BYTES = 2**28
 _STRIPES = 8
-_GRAM_ROWS = 1024
 
 
-def gram_matrix(x: torch.Tensor) -> torch.Tensor:
-    """Return the products of inputs (input, input) of ``x (sample, input)``.
-
-    Only what lies on and above the diagonal is to be used: the rest is not computed everywhere.
-    """
+def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return ``a.T @ b`` of ``a (sample, m)`` and ``b (sample, n)``."""
     import torch
 
-    count = x.shape[1]
-    if x.device.type != "cpu":
-        return x.T @ x
-    # numpy asks for huge pages and torch does not, which gathering from it gains by.
-    gram = torch.from_numpy(np.zeros((count, count), x.numpy().dtype))
-    for part in _steps(count, _GRAM_ROWS):
-        gram[part, part.start :] = x[:, part].T @ x[:, part.start :]
-    return gram
+    if a.device.type != "cpu":
+        return a.T @ b
+    # numpy's library uses the widest registers of every processor, and numpy asks for huge pages,
+    # which gathering from a Gram matrix gains by; of a matrix with itself it computes half.
+    return torch.from_numpy(a.numpy().T @ b.numpy())
 
 
 def ranked(
@@ -79,10 +75,10 @@ def solved(
     Parameters
     ----------
     gram : tensor (input + 1, input + 1)
-        Without penalty, as of `gram_matrix`.
+        Without penalty.
     place : tensor of int64, (input + 1,)
         Where the Gram matrix has each input.
-    cross : tensor (input + 1, unit)
+    cross : tensor (unit, input + 1)
     index : tensor of int64, (unit, k)
         The inputs of each unit.
     alpha : float
@@ -95,12 +91,14 @@ def solved(
     """
     import torch
 
-    bias = index.new_full((len(index), 1), len(cross) - 1)
+    bias = index.new_full((len(index), 1), cross.shape[1] - 1)
     joined = torch.cat([index, bias], 1)
     rows, order = place[joined].sort(1)
-    right = cross.T.gather(1, joined.gather(1, order))
+    right = cross.gather(1, joined.gather(1, order))
     if gram.device.type == "cpu":
-        found = torch.from_numpy(_solved_in_threads(gram, right, rows.numpy(), alpha))
+        found = torch.from_numpy(
+            _solved_in_threads(gram.numpy(), right.numpy(), rows.numpy(), alpha)
+        )
     else:
         found = solved_in_batches(gram, right, rows, alpha)
     return torch.empty_like(found).scatter_(1, order, found)
@@ -138,52 +136,35 @@ def solved_in_batches(
 
 
 def _solved_in_threads(
-    gram: torch.Tensor, right: torch.Tensor, rows: np.ndarray, alpha: float
+    gram: np.ndarray, right: np.ndarray, rows: np.ndarray, alpha: float
 ) -> np.ndarray:
     """Solve one system at a time in each thread, which small systems gain most by."""
     import torch
 
-    weights = np.empty(right.shape, right.numpy().dtype)
+    weights = right.copy()
     threads = torch.get_num_threads()
     parts = [part for part in np.array_split(np.arange(len(rows)), threads) if part.size]
-
-    def work(units: np.ndarray) -> None:
-        torch.set_num_threads(1)
-        with torch.inference_mode():
-            _solve_each(gram.numpy(), right, rows, alpha, units, weights)
-
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, parts))
-    finally:
-        torch.set_num_threads(threads)
+    with one_core_each(), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda units: _solve_each(gram, rows, alpha, units, weights), parts))
     return weights
 
 
 def _solve_each(
-    gram: np.ndarray,
-    right: torch.Tensor,
-    rows: np.ndarray,
-    alpha: float,
-    units: np.ndarray,
-    weights: np.ndarray,
+    gram: np.ndarray, rows: np.ndarray, alpha: float, units: np.ndarray, weights: np.ndarray
 ) -> None:
-    import torch
-
+    """Solve the systems of some units, whose right sides ``weights (unit, k + 1)`` holds."""
     width, count = len(gram), rows.shape[1]
-    flat, system = gram.reshape(-1), np.zeros((count, count), gram.dtype)
+    flat, system = gram.reshape(-1), np.empty((count, count), gram.dtype)
     diagonal = np.einsum("ii->i", system)
-    edges = np.linspace(0, count, _STRIPES + 1).astype(int)
-    # By rows its upper triangle is filled, by columns that is the lower one.
-    lower = torch.from_numpy(system).T
+    edges = np.linspace(0, count, _STRIPES + 1).astype(int).tolist()
     for unit in units.tolist():
         own = rows[unit]
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
-            places = own[start:stop, None] * width + own[start:]
+        starts = own[:, None] * width
+        for start, stop in pairwise(edges):
+            places = starts[start:stop] + own[start:]
             system[start:stop, start:] = flat.take(places, mode="clip")
         diagonal += alpha
-        factor = torch.linalg.cholesky(lower)
-        weights[unit] = torch.cholesky_solve(right[unit, :, None], factor)[:, 0].numpy()
+        solve_positive(system, weights[unit])
 
 
 def _steps(count: int, step: int) -> Iterator[slice]:
