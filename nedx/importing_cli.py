@@ -24,7 +24,7 @@ def add_import(verbs: Any, say: Callable[[str], None]) -> None:
     kinds = formats.add_subparsers(metavar="FORMAT", required=True)
     for name, source in SOURCES.items():
         kind = kinds.add_parser(name, help=source.summary, description=source.summary)
-        kind.add_argument("root", help="the folder or bucket of the published files")
+        kind.add_argument("root", help="the folder, bucket or file that was published")
         kind.add_argument("place", help="where to write the store; begun before, it goes on")
         for argument in source.arguments:
             _add(kind, argument)

@@ -104,7 +104,7 @@ def _two(source: Responses, target: Responses) -> dict[str, xr.Dataset]:
 
 def _chosen(there: list[str], pairs: Pairs | None) -> list[tuple[str, str]]:
     if pairs is None or isinstance(pairs, str):
-        if pairs is None and len(there) != 2:
+        if pairs is None and len(there) > 2:
             raise ModelError(
                 f"there are {len(there)} subjects ({', '.join(there)}): say which pairs, such as "
                 "pairs=[('sub-01', 'sub-02')], or pairs='all'"
@@ -113,7 +113,8 @@ def _chosen(there: list[str], pairs: Pairs | None) -> list[tuple[str, str]]:
             raise ModelError(f"pairs is {pairs!r}; type a list of (source, target), or 'all'")
         every = [(a, b) for a in there for b in there if a != b]
         if len(there) < 2:
-            raise ModelError(f"a converter needs two subjects, found {', '.join(there) or 'none'}")
+            names = ", ".join(there) or "none"
+            raise ModelError(f"a converter needs two subjects, found {names}: .fit(source, target)")
         return every if pairs == "all" else every[:1]
     pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):

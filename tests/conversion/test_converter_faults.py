@@ -151,6 +151,8 @@ def test_subjects_and_pairs():
     make = nedx.ProcrustesConverter
     with pytest.raises(ModelError, match=r"there are 3 subjects .* say which pairs"):
         make().fit(tree)
+    with pytest.raises(ModelError, match=r"needs two subjects, found sub-01: .fit\(source, target"):
+        make().fit(plain("sub-01"))
     with pytest.raises(ModelError, match="unknown subject 'sub-09'"):
         make().fit(tree, pairs=[(1, 9)])
     with pytest.raises(ModelError, match="two different subjects"):
