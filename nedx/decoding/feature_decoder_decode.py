@@ -40,7 +40,7 @@ def decode_features(ds: xr.Dataset, model: FeatureModel, *, device: str = "auto"
     ----------
     ds : Dataset
         ``response ([subject,] image | trial[, repetition], <neuroid>)``, with the neuroids that
-        the model was fitted to, or more where both name them.
+        the model was fitted to; where both name them, in any order, and those of its ROIs will do.
     model : FeatureModel
         What to apply; select of it first: ``model.sel(layer="fc6", roi="V1")``.
     device : str
@@ -142,7 +142,7 @@ def _fitting(array: xr.DataArray, model: FeatureModel, member: str) -> xr.DataAr
     if neuroid != recipe.neuroid:
         faults.append(f"they are of {neuroid}s, the decoder takes {recipe.neuroid}s")
     else:
-        places, missing = _places(array, model.neuroids(member))
+        places, missing = _places(array, model, member)
         if missing or (places is None and array.sizes[neuroid] != recipe.subjects[member]):
             named = f"; {len(missing):,} are missing, first {missing[0]!r}" if missing else ""
             faults.append(
@@ -155,12 +155,14 @@ def _fitting(array: xr.DataArray, model: FeatureModel, member: str) -> xr.DataAr
     return array if places is None else array.isel({neuroid: places})
 
 
-def _places(array: xr.DataArray, labels: xr.Dataset) -> tuple[np.ndarray | None, list[str]]:
-    """Return where the neuroids with these labels lie, None where they are as they come.
+def _places(
+    array: xr.DataArray, model: FeatureModel, member: str
+) -> tuple[np.ndarray | None, list[str]]:
+    """Return where the neuroids of a model lie, None where they are as they come.
 
-    Without labels of either they are taken as they come. Also which labels are missing.
+    Without labels of either they are taken as they come. Also which are missing that are read.
     """
-    neuroid = str(array.dims[-1])
+    neuroid, labels = str(array.dims[-1]), model.neuroids(member)
     if LABEL not in labels or neuroid not in array.coords:
         return None, []
     there, wanted = labels_of(array, neuroid), labels_of(labels, LABEL)
@@ -170,8 +172,11 @@ def _places(array: xr.DataArray, labels: xr.Dataset) -> tuple[np.ndarray | None,
     if names.size < there.size:
         raise ModelError(f"several {neuroid}s of these responses have the same label: rename them")
     found = np.minimum(np.searchsorted(names, wanted), names.size - 1)
-    missing = wanted[names[found] != wanted]
-    return first[found], missing.tolist()
+    lacking = np.flatnonzero(names[found] != wanted)
+    if lacking.size:
+        # Those outside of the ROIs are not read: any other may stand in their place.
+        lacking = np.intersect1d(lacking, model.read(member))
+    return first[found], wanted[lacking].tolist()
 
 
 def _provenance(model: FeatureModel, ds: xr.Dataset, layer: str, device: str) -> dict[str, Any]:

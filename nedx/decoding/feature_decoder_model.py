@@ -161,6 +161,11 @@ class FeatureModel:
         assert self.ref.location is not None
         return open_labels(self.ref.location, subject).load()
 
+    def read(self, subject: str) -> np.ndarray:
+        """Return which neuroids of a subject are read for the ROIs of the model, int64, rising."""
+        groups = (group_of(self.ref, Head(f"{subject}/{roi}")) for roi in self.recipe.rois)
+        return np.unique(np.concatenate([group["position"][:] for group in groups]))
+
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the model, or what is selected of it; `nedx.load_model` opens it.
 

@@ -52,6 +52,18 @@ def test_more_neuroids_than_were_fitted_to_may_be_there(factors):
         twice.ned.decode(some)
 
 
+def test_those_of_the_roi_will_do(factors, fitted):
+    ds = responses(factors)
+    model = fitted.model_.sel(roi="V2")
+    expected = features(ds, model)
+    np.testing.assert_array_equal(features(ds.ned.roi("V2"), model), expected)
+    np.testing.assert_array_equal(features(ds.isel(voxel=slice(None, 10, -1)), model), expected)
+    with pytest.raises(ModelError, match="; 15 are missing, first '0'"):
+        ds.ned.roi("V2").ned.decode(fitted)
+    with pytest.raises(ModelError, match="; 1 are missing, first '49'"):
+        ds.isel(voxel=slice(49)).ned.decode(model)
+
+
 def test_neuroids_without_labels_are_taken_as_they_come(factors):
     ds = responses(factors).drop_vars("voxel")
     bare = decoder().fit(stimuli(factors), ds)
