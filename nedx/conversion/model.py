@@ -11,13 +11,12 @@ import xarray as xr
 from nedx.compute.references import ModelRef
 from nedx.conversion.recipe import ConverterRecipe, Pair
 from nedx.conversion.storing import SUBJECTS, ConverterWriter, State, read_state
-from nedx.encoding.opening import open_labels
-from nedx.encoding.storing import write_whole
 from nedx.errors import SelectionError, close_matches
 from nedx.schema import subject_label
 from nedx.selection import Subjects
 from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
+from nedx.store.models import open_labels, write_whole
 
 
 class Converter:
@@ -47,7 +46,7 @@ class Converter:
     @property
     def known_images(self) -> np.ndarray:
         """The ``image_id`` of what it was fitted to, object (image,)."""
-        names: np.ndarray = open_labels(self._location, "", heavy=())["known_image"].values
+        names: np.ndarray = open_labels(self._location, "")["known_image"].values
         return names
 
     def sel(self, *, source: Subjects | None = None, subject: Subjects | None = None) -> Converter:
@@ -127,7 +126,7 @@ class Converter:
 
     def labels(self, subject: str) -> xr.Dataset:
         """Return the coordinates of a subject's neuroids."""
-        return open_labels(self._location, f"{SUBJECTS}/{subject}", heavy=()).load()
+        return open_labels(self._location, f"{SUBJECTS}/{subject}").load()
 
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the model to a Zarr store; `nedx.load_model` opens it.

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-import uuid
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-import zarr
-from pydantic import ValidationError
 
 from nedx.compute.references import ModelRef, Positions
-from nedx.config import cache_dir
 from nedx.conversion.recipe import ConverterRecipe, Pair
 from nedx.encoding.fwrf_store import hash_arrays
 from nedx.encoding.loading import LOADER, Head, group_of, read_array
-from nedx.encoding.storing import COMPRESSORS, storable_labels
 from nedx.errors import ModelError
-from nedx.schema import SCHEMA_VERSION
 from nedx.store.location import Location
-from nedx.store.manifest import MANIFEST, Manifest, RecordingStore
+from nedx.store.manifest import MANIFEST
+from nedx.store.models import ModelWriter, create_array, keep_partial, partial_model, stored_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -116,11 +106,8 @@ class ConverterWriter:
     """
 
     def __init__(self, location: Location):
-        self._location = location
-        self._store = RecordingStore(location.zarr_store(read_only=False))
+        self._writer = ModelWriter(location)
         self._hashes: dict[str, str] = {}
-        with _quiet():
-            self._root = zarr.create_group(self._store, zarr_format=3)
 
     def pair(self, name: str, state: State) -> None:
         """Write the arrays of a pair.
@@ -133,8 +120,12 @@ class ConverterWriter:
         for key, values in state.items():
             if not np.isfinite(values).all():
                 raise ModelError(f"{key!r} of {name} is NaN or infinite")
-        with _quiet():
-            _write_state(self._root.require_group(f"{PAIRS}/{name}"), state)
+        group = self._writer.root.require_group(f"{PAIRS}/{name}")
+        for key, values in state.items():
+            chunks = values.shape
+            if key == "weight":
+                chunks = (*chunks[:-1], min(chunks[-1], _COLUMNS_PER_CHUNK))
+            create_array(group, key, values.shape, "float32", chunks=chunks)[...] = values
         self._hashes[name] = hash_arrays(dict(state))
 
     def finish(
@@ -143,26 +134,11 @@ class ConverterWriter:
         """Write recipe, labels of the neuroids and known images; return the hash of the weights."""
         joined = "".join(f"{name}{found}" for name, found in sorted(self._hashes.items()))
         sha256 = hashlib.sha256(joined.encode()).hexdigest()
-        known = xr.Dataset(coords={"known_image": np.array(list(images), dtype=object)})
-        groups: dict[str | None, xr.Dataset] = {None: known}
-        groups |= {f"{SUBJECTS}/{name}": ds for name, ds in labels.items()}
-        with _quiet():
-            for group, ds in groups.items():
-                storable_labels(ds, heavy=()).to_zarr(
-                    self._store, group=group, mode="a", zarr_format=3, consolidated=False
-                )
-            self._root.attrs.put(
-                {
-                    "nedx_kind": "model",
-                    "nedx_schema_version": SCHEMA_VERSION,
-                    "nedx_status": "complete",
-                    "model_type": MODEL_TYPE,
-                    "recipe": json.loads(recipe.model_dump_json()),
-                    "weights_sha256": sha256,
-                }
-            )
-            zarr.consolidate_metadata(self._store, zarr_format=3)
-        self._location.write(MANIFEST, Manifest(self._store.written).to_bytes())
+        known = np.array(list(images), dtype=object)
+        self._writer.labels(xr.Dataset(coords={"known_image": known}))
+        for name, ds in labels.items():
+            self._writer.labels(ds, f"{SUBJECTS}/{name}")
+        self._writer.finish(recipe, model_type=MODEL_TYPE, weights_sha256=sha256)
         return sha256
 
 
@@ -187,46 +163,17 @@ def keep_converter(
     """
     from nedx.conversion.model import Converter
 
-    partial = cache_dir() / "models" / f"{uuid.uuid4().hex}.partial"
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        writer = ConverterWriter(Location.of(partial))
+    with partial_model() as partial:
+        writer = ConverterWriter(partial)
         pairs = []
         for pair, state in fitted:
             writer.pair(pair.name, state)
             pairs.append(pair)
         recipe = recipe_of(tuple(pairs))
         sha256 = writer.finish(recipe, labels, images)
-        place = partial.with_name(f"{sha256[:32]}-{uuid.uuid4().hex[:8]}")
-        os.rename(partial, place)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return Converter(recipe, ModelRef(LOADER, Location.of(place), recipe.model_dump_json(), sha256))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # Zarr says of consolidated metadata and of strings that v3 does not specify them yet.
-        warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-        yield
-
-
-def _write_state(group: zarr.Group, state: State) -> None:
-    for key, values in state.items():
-        chunks = tuple(max(1, size) for size in values.shape)
-        if key == "weight":
-            chunks = (*chunks[:-1], min(chunks[-1], _COLUMNS_PER_CHUNK))
-        array = group.create_array(
-            key,
-            shape=values.shape,
-            dtype="float32",
-            chunks=chunks,
-            compressors=COMPRESSORS,
-            config={"write_empty_chunks": True},
-        )
-        array[...] = values
+        # The manifest tells all that was written: weights, labels and recipe.
+        place = keep_partial(partial, partial.read(MANIFEST).decode())
+    return Converter(recipe, ModelRef(LOADER, place, recipe.model_dump_json(), sha256))
 
 
 def open_converter(location: Location, attrs: Mapping[str, Any]) -> Converter:
@@ -239,11 +186,5 @@ def open_converter(location: Location, attrs: Mapping[str, Any]) -> Converter:
     """
     from nedx.conversion.model import Converter
 
-    try:
-        recipe = ConverterRecipe.model_validate(attrs["recipe"])
-        sha256 = str(attrs["weights_sha256"])
-    except (ValidationError, KeyError) as error:
-        raise ModelError(
-            f"the recipe of the converter at {location.url} is not valid: {error}"
-        ) from error
+    recipe, sha256 = stored_recipe(ConverterRecipe, location, attrs, "converter")
     return Converter(recipe, ModelRef(LOADER, location, recipe.model_dump_json(), sha256))

@@ -169,6 +169,19 @@ def test_a_stored_model_is_the_same(three, fitted, tmp_path):
     np.testing.assert_allclose(back["response"].values, out["response"].values, atol=1e-2)
 
 
+def test_what_is_fitted_again_is_kept_once(three):
+    tree = xr.DataTree.from_dict(three)
+    fit = nedx.RidgeConverter(alpha=3.0, device="cpu").fit
+    first, again = (fit(tree, pairs=[(1, 2)]).model_ for _ in range(2))
+    assert first.ref.location == again.ref.location
+    renamed = three["sub-02"].assign_coords(voxel=1000 + np.arange(15, dtype=np.int32))
+    other = fit(three["sub-01"], renamed).model_
+    # The same weights, of other voxels.
+    assert other.weights_sha256 == first.weights_sha256
+    assert other.ref.location != first.ref.location
+    assert three["sub-01"].ned.convert(other)["voxel"].values[0] == 1000
+
+
 def test_neuroids_are_found_by_label_whatever_their_order(three, fitted):
     expected = three["sub-01"].ned.convert(fitted, subject=2)["response"].values
     shuffled = three["sub-01"].isel(voxel=np.random.default_rng(0).permutation(12))
