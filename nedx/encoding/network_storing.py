@@ -16,7 +16,6 @@ from nedx.errors import CorruptStoreError, ModelError
 from nedx.store.guard import GuardedStore
 from nedx.store.location import Location
 from nedx.store.models import ModelWriter, create_array, write_whole
-from nedx.store.models import keep as keep
 
 State = dict[str, np.ndarray]
 """The tensors of a network by name."""

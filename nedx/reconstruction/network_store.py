@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import xarray as xr
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from nedx.compute.references import ModelRef
 from nedx.encoding.fwrf_store import hash_arrays
 from nedx.encoding.loading import LOADER
-from nedx.encoding.network_storing import keep, read_network, write_networks
-from nedx.encoding.opening import open_labels
+from nedx.encoding.network_storing import read_network, write_networks
 from nedx.errors import ModelError
 from nedx.store.location import Location
+from nedx.store.models import keep, open_labels, stored_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,13 +55,9 @@ class StoredNetwork(Generic[Recipe]):
         ModelError
             If the recipe is not valid.
         """
-        try:
-            recipe: Any = cls.recipe_type.model_validate(attrs["recipe"])
-            return cls(location, recipe, str(attrs["weights_sha256"]))
-        except (ValidationError, KeyError) as error:
-            raise ModelError(
-                f"the recipe of the model at {location.url} is not valid: {error}"
-            ) from error
+        recipe: Any
+        recipe, sha256 = stored_recipe(cls.recipe_type, location, attrs)
+        return cls(location, recipe, sha256)
 
     @classmethod
     def kept(cls, recipe: Recipe, state: Mapping[str, np.ndarray], known: xr.Dataset) -> Self:
