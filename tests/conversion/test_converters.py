@@ -40,7 +40,9 @@ def pair_of(seed=0, rows=90, sizes=(20, 26), noise=0.3, shuffle=True):
 
 @pytest.mark.parametrize("shape", [(400, 60), (60, 400)])
 @pytest.mark.parametrize("alpha", [300.0, 1.0, 1e-3])
-def test_small_penalties_are_not_lost_in_rounding(shape, alpha):
+# What numpy does on processors, torch does elsewhere: "cpu:0" is elsewhere here.
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_small_penalties_are_not_lost_in_rounding(shape, alpha, device):
     rng = np.random.default_rng(8)
     latents = rng.standard_normal((shape[0], 4))
     x, y = (
@@ -48,7 +50,7 @@ def test_small_penalties_are_not_lost_in_rounding(shape, alpha):
         for n, noise in ((shape[1], 0.01), (5, 0.5))
     )
     x, y = zscored(x).astype(np.float32), zscored(y).astype(np.float32)
-    gram = Gram(x, "cpu")
+    gram = Gram(x, device)
     gram.solve(y, 1e5)
     found = gram.solve(y, alpha)
     assert found.dtype == np.float32
