@@ -305,6 +305,28 @@ def image_size(recipe: BackboneRecipe) -> int | None:
     return chosen.crop or (chosen.resize if chosen.resize_to == "exact" else None)
 
 
+def check_image_size(recipe: BackboneRecipe, size: tuple[int, int]) -> None:
+    """Refuse images that are of another size, once preprocessed, than the recipe says.
+
+    Parameters
+    ----------
+    recipe : BackboneRecipe
+    size : (int, int)
+        Height and width, pixels.
+
+    Raises
+    ------
+    ModelError
+    """
+    if recipe.image_size is not None and size != (recipe.image_size, recipe.image_size):
+        message = (
+            f"the recipe of {recipe.name} says image_size={recipe.image_size}, but its policy "
+            f"{recipe.policy!r} makes these images {size[0]} x {size[1]} pixels large; leave "
+            "image_size out, or type policy='raw01', which keeps sizes"
+        )
+        raise ModelError(message)
+
+
 def _full_names(network: Network, recipe: BackboneRecipe) -> dict[str, str]:
     """Map the layers of a recipe to full names; all unknown ones in one message."""
     known = network.layer_names()

@@ -263,9 +263,7 @@ def _decoder(model: Any) -> NeuralDecoder | FeatureModel:
     """Return the decoder that a person means."""
     if hasattr(model, "fit"):
         if not hasattr(model, "model_"):
-            raise ModelError(
-                f"this {type(model).__name__} is not fitted yet; type: .fit(responses, targets)"
-            )
+            raise ModelError(f"this {type(model).__name__} is not fitted yet; call its .fit first")
         model = model.model_
     if isinstance(model, str | Path | Location):
         from nedx.encoding.model import load_model

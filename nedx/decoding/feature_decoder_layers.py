@@ -163,10 +163,11 @@ def layer_shapes(recipe: BackboneRecipe, given: xr.Dataset) -> dict[str, tuple[i
     import torch
 
     from nedx.backbones import registry
-    from nedx.backbones.taps import Enough
+    from nedx.backbones.taps import Enough, check_image_size
     from nedx.stimuli.preprocessing import policy
 
     height, width = policy(recipe.policy).output_shape(*given["pixels"].shape[1:3])
+    check_image_size(recipe, (height, width))
     with torch.device("meta"):
         network = registry.factory(recipe)()
     names = {network.aliases.get(layer, layer): layer for layer in recipe.layers}

@@ -71,6 +71,7 @@ def encode_features(
         If there is no such network or layer, or images or projection do not fit.
     """
     from nedx.backbones import feature_layout
+    from nedx.backbones.taps import check_image_size
     from nedx.stimuli.preprocessing import check_pixels, policy
 
     check_device(device)
@@ -84,6 +85,7 @@ def encode_features(
     pixels = ds["pixels"]
     check_pixels(pixels.dtype, pixels.shape, recipe.policy)
     size = policy(recipe.policy).output_shape(*pixels.shape[1:3])
+    check_image_size(recipe, size)
     if recipe.image_size is None and size[0] == size[1]:
         recipe = recipe.model_copy(update={"image_size": size[0]})
     widths = feature_layout(recipe)

@@ -369,6 +369,20 @@ def test_features_are_computed_of_images():
     np.testing.assert_allclose(mean, true.mean(0).ravel(), atol=1e-5)
 
 
+def test_features_of_another_image_size_than_the_recipe_says_are_refused():
+    recipe = nedx.backbones.BackboneRecipe(name="vgg19", layers=("conv1_1",), image_size=32)
+    pixels = np.zeros((12, 32, 32, 3), np.uint8)
+    images = xr.Dataset(
+        {"pixels": (("image", "y", "x", "rgb"), pixels)}, {"image_id": ("image", names(12))}
+    )
+    ds = responses(np.random.default_rng(0).standard_normal((12, 3)))
+    wanted = "image_size=32, but its policy 'imagenet' makes these images 224 x 224"
+    with pytest.raises(ModelError, match=wanted):
+        nedx.FeatureDecoder(recipe, n_voxels=5, device="cpu").fit(images, ds)
+    with pytest.raises(ModelError, match=wanted):
+        nedx.encode_features(images, recipe)
+
+
 def spoiled(factors, **changes):
     ds = responses(factors)
     return ds.assign(response=ds["response"].copy(data=ds["response"].values), **changes)
