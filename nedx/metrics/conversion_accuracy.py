@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import SchemaError, SelectionError
-from nedx.metrics.layers import Statistics, layers_of, matched
+from nedx.metrics.layers import Statistics, layers_of, lookup, matched
 from nedx.metrics.permutation_ceiling import (
     Null,
     Per,
@@ -32,10 +32,12 @@ from nedx.metrics.profiles import both_statistics, standardized
 from nedx.schema import restore_index
 from nedx.selection import Names, resolve
 
+_AMONG = ("converted of another source", "converted")
+
 
 def conversion_accuracy(
     measured: xr.DataArray | xr.Dataset,
-    converted: xr.DataArray | xr.Dataset,
+    converted: xr.DataArray | xr.Dataset | xr.DataTree,
     *,
     per: Per = "voxel",
     roi: Names | None = None,
@@ -49,12 +51,13 @@ def conversion_accuracy(
 
     Parameters
     ----------
-    measured, converted : DataArray or Dataset
+    measured, converted : DataArray or Dataset, and DataTree
         Single trials ``(..., image, repetition, <neuroid>)`` or ``(..., trial, <neuroid>)`` of
         the target subject, and of another in the target's neuroids: in any order, joined by
         ``image_id``, and with as many repeats as each has. Of Datasets ``response``. Further
         dims are kept: what the two have both (``time``) is compared label by label, and
-        ``converted`` may hold many ``source`` subjects.
+        ``converted`` may hold many ``source`` subjects, or be what `nedx.convert` makes of
+        several: the children of a DataTree then lie along ``source``.
     per : {"voxel", "pattern"}
         Over images for each neuroid, or over neuroids for each image.
     roi : str or sequence of str, optional
@@ -85,7 +88,7 @@ def conversion_accuracy(
     """
     check_options(per, level, n_permutations, null)
     options = {"level": level, "n_permutations": n_permutations, "null": null, "seed": seed}
-    arrays = responses_of(measured), responses_of(converted)
+    arrays = responses_of(measured), _of_sources(converted)
     compare = partial(_compared, per=per, standardize=standardize, options=options)
     if roi is None:
         return restore_index(compare(*arrays))
@@ -100,6 +103,40 @@ def conversion_accuracy(
         found, dim="roi", coords="minimal", compat="override", combine_attrs="override"
     )
     return restore_index(joined.assign_coords(roi=np.array(names, dtype=object)))
+
+
+def _of_sources(converted: xr.DataArray | xr.Dataset | xr.DataTree) -> xr.DataArray:
+    """Return converted responses, of a DataTree ``(source, image, repetition, <neuroid>)``."""
+    if not isinstance(converted, xr.DataTree):
+        return responses_of(converted)
+    datasets = {name: child.to_dataset() for name, child in converted.children.items()}
+    given = {name: ds["response"] for name, ds in datasets.items() if "response" in ds}
+    if not given:
+        raise SchemaError("what was converted", ["no child of the DataTree holds a 'response'"])
+    origins = [array.attrs.get("converted_from") for array in given.values()]
+    if len(given) > 1 and None not in origins and len({*origins}) == 1:
+        fault = f"{', '.join(map(str, given))} are all converted from {origins[0]}"
+        advice = "compare one target at a time: converted['sub-02'].to_dataset()"
+        raise SchemaError("what was converted", [fault, advice])
+    first, *others = (_unlabelled(by_repetition(array)) for array in given.values())
+    rows = [lookup(other, first, names=_AMONG) for other in others]
+    others = [a if r is None else a.isel(image=r) for a, r in zip(others, rows, strict=True)]
+    shapes = {name: dict(a.sizes) for name, a in zip(given, (first, *others), strict=True)}
+    if any(sizes != first.sizes for sizes in shapes.values()):
+        advice = "convert to one target, and choose as many repetitions: ds.ned.stack_repetitions()"
+        raise SchemaError("what was converted", [f"sources differ in size: {shapes}", advice])
+    try:
+        joined = xr.concat(
+            [first, *others], dim="source", coords="minimal", compat="override", join="exact"
+        )
+    except ValueError as error:
+        raise SchemaError("what was converted", [f"labels differ: {error}"]) from error
+    return joined.assign_coords(source=np.array([str(name) for name in given], dtype=object))
+
+
+def _unlabelled(array: xr.DataArray) -> xr.DataArray:
+    """Leave out what is said of one source alone, such as whose its responses are."""
+    return array.drop_vars([name for name, coord in array.coords.items() if not coord.ndim])
 
 
 def _compared(

@@ -120,6 +120,44 @@ def test_many_sources_and_times_are_labelled():
     np.testing.assert_allclose(found.accuracy[0], found.accuracy[1], atol=1e-12)
 
 
+def test_a_tree_of_sources_is_compared_at_once():
+    """As conversions of several subjects are; each saw the images in an order of its own."""
+    measured, converted = pair()
+    order = np.random.default_rng(0).permutation(IMAGES)
+    one, other = (
+        array.to_dataset(name="response").assign_coords(subject=name)
+        for name, array in (("a", converted), ("b", -converted.isel(image=order)))
+    )
+    tree = xr.DataTree.from_dict({"sub-01": one, "sub-03": other})
+    for per in ("voxel", "pattern"):
+        found = nedx.conversion_accuracy(measured, tree, null="normal", per=per)
+        assert found.accuracy.dims[0] == "source"
+        assert found.source.values.tolist() == ["sub-01", "sub-03"]
+        alone = nedx.conversion_accuracy(measured, converted, null="normal", per=per)
+        np.testing.assert_allclose(found.accuracy[0], alone.accuracy, atol=1e-12)
+        np.testing.assert_allclose(found.accuracy[1], -alone.accuracy, atol=1e-12)
+        ceiling = xr.broadcast(alone.noise_ceiling, found.noise_ceiling)[0]
+        np.testing.assert_allclose(
+            found.noise_ceiling, ceiling.transpose(*found.noise_ceiling.dims)
+        )
+    others = other.assign_coords(voxel=np.arange(VOXELS) + 1)
+    tree = {"sub-01": one.assign_coords(voxel=np.arange(VOXELS)), "sub-03": others}
+    with pytest.raises(SchemaError, match="labels differ"):
+        nedx.conversion_accuracy(measured, xr.DataTree.from_dict(tree))
+    fewer = xr.DataTree.from_dict({"sub-01": one, "sub-03": other.isel(repetition=slice(2))})
+    with pytest.raises(SchemaError, match="sources differ in size"):
+        nedx.conversion_accuracy(measured, fewer)
+    fewer = xr.DataTree.from_dict({"sub-01": one, "sub-03": other.isel(image=slice(2))})
+    with pytest.raises(SchemaError, match="14 converted images are not converted of another"):
+        nedx.conversion_accuracy(measured, fewer)
+    with pytest.raises(SchemaError, match="no child of the DataTree holds a 'response'"):
+        nedx.conversion_accuracy(measured, xr.DataTree())
+    for ds in (one, other):
+        ds["response"].attrs["converted_from"] = "sub-07"
+    with pytest.raises(SchemaError, match="sub-01, sub-03 are all converted from sub-07"):
+        nedx.conversion_accuracy(measured, xr.DataTree.from_dict({"sub-01": one, "sub-03": other}))
+
+
 def test_patterns_are_standardised_by_the_training_set():
     measured, converted = pair()
     training = pair(seed=9)[0].mean("repetition")
