@@ -192,7 +192,8 @@ def _fitting(ds: xr.Dataset, side: Side, labels: xr.Dataset, pair: Pair) -> xr.D
             faults.append("they have no times")
         else:
             times = np.asarray(ds[time].values, dtype=np.float64)
-            faults += time_faults(times, side.times)
+            found = time_faults(times, side.times)
+            faults += [fault.replace("decoder", "converter") for fault in found]
             chosen[time] = np.abs(times[:, None] - np.array(side.times)).argmin(0)
     if faults:
         raise ModelError(

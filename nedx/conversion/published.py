@@ -12,6 +12,7 @@ import xarray as xr
 from nedx.conversion.model import Converter
 from nedx.conversion.recipe import ConverterRecipe, Pair, Side, side_labels, side_of
 from nedx.conversion.storing import keep_converter
+from nedx.conversion.subjects import checked
 from nedx.errors import SourceError
 from nedx.schema import subject_label
 from nedx.store.location import Location
@@ -33,7 +34,7 @@ def import_converter(
     ----------
     folder : str, Path or Location
         The folder ``model`` with ``transformation.mat`` or ``NCconverter.mat``, ``x_mean``,
-        ``x_norm``, ``y_mean`` and ``y_norm``.
+        ``x_norm``, ``y_mean`` and ``y_norm``. Voxels whose norm is 0 are only centred.
     source, target : str or int
         Whose responses are converted, and into whose.
     source_responses, target_responses : Dataset, optional
@@ -48,6 +49,8 @@ def import_converter(
     ------
     SourceError
         If files are missing or do not belong together, or responses have other voxels.
+    ModelError
+        If what is given as responses is none.
     """
     from nedx.sources.bdata.converters import open_converter
 
@@ -60,6 +63,7 @@ def import_converter(
         if responses is None:
             sides[name], labels[name] = Side(neuroid="voxel", size=sizes[name]), xr.Dataset()
             continue
+        responses = checked(name, responses, paired=False)
         sides[name], labels[name] = side_of(responses, "neuroid"), side_labels(responses)
         if sides[name].size != sizes[name]:
             raise SourceError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xarray as xr
 
+from nedx.compute.batches import batches
 from nedx.conversion.recipe import Space
 from nedx.conversion.regions import Region
 from nedx.conversion.subjects import times_of
@@ -15,6 +16,9 @@ from nedx.errors import ModelError
 from nedx.metrics.repeats import labels_of
 from nedx.preprocessing.steps import response_of
 from nedx.schema import neuroid_dim, role_dim, sample_dim
+
+# Responses are standardised in float64, so many rows at a time.
+_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,14 +218,20 @@ def standardized(
     ModelError
         If a column is constant.
     """
+    parts = batches(len(values), _ROWS)
     mean = values.mean(0, dtype=np.float64)
-    deviation = values.std(0, ddof=1, dtype=np.float64)
+    squares = np.zeros_like(mean)
+    for part in parts:
+        squares += ((values[part] - mean) ** 2).sum(0)
+    deviation = np.sqrt(squares / max(1, len(values) - 1))
     constant = np.flatnonzero(~(deviation > 1e-7 * np.maximum(np.abs(mean), 1e-30)))
     if constant.size:
         raise ModelError(_constant(name, constant, len(mean), array))
     if not scale:
         deviation = np.ones_like(deviation)
-    z = ((values - mean) / deviation).astype(np.float32)
+    z = np.empty_like(values)
+    for part in parts:
+        z[part] = (values[part] - mean) / deviation
     return Standardized(z, mean.astype(np.float32), deviation.astype(np.float32))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import nedx
 from nedx.compute import cache
 from nedx.conversion.published import import_converter, read_alphas
-from nedx.errors import SourceError
+from nedx.errors import ModelError, SourceError
 from tests.conversion.simulated import images, responses
 from tests.laziness import computes_at_most
 from tests.sources.bdata.files import write_dense
@@ -317,6 +317,8 @@ def test_a_published_folder_converts(tmp_path, bias):
     model.to_zarr(tmp_path / "model.zarr")
     again = one.ned.convert(str(tmp_path / "model.zarr"))
     np.testing.assert_array_equal(again["response"].values, out["response"].values)
+    with pytest.raises(ModelError, match="sub-01 has no 'response'"):
+        import_converter(tmp_path / "model", 1, 2, source_responses=one.drop_vars("response"))
     with pytest.raises(SourceError, match="9 voxels, the converter 7"):
         import_converter(tmp_path / "model", 1, 2, target_responses=one)
 

@@ -259,7 +259,7 @@ def test_eeg_is_converted_channels_and_times_together(tmp_path):
     # Another order of channels, and more times than it was fitted to.
     reordered = one.isel(channel=[3, 1, 5, 0, 2, 4]).ned.convert(fitted)
     np.testing.assert_allclose(reordered["response"].values, hand, atol=1e-3)
-    with pytest.raises(ModelError, match=r"they span 0.05 to 0.1 s"):
+    with pytest.raises(ModelError, match=r"they span 0.05 to 0.1 s, the converter takes"):
         one.ned.sel(time=(0.05, 0.1)).ned.convert(fitted)
 
 
