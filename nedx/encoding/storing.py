@@ -13,9 +13,7 @@ import xarray as xr
 import zarr
 
 from nedx.store.location import Location
-from nedx.store.models import COMPRESSORS as COMPRESSORS
 from nedx.store.models import ModelWriter, create_array, write_whole
-from nedx.store.models import storable_labels as storable_labels
 
 if TYPE_CHECKING:
     from nedx.encoding.model import LinearEncoder
