@@ -170,6 +170,11 @@ def test_bad_subjects_and_features(factors):
         decoder().fit(stimuli(factors), tree)
     with pytest.raises(ModelError, match="no child of this DataTree holds a 'response'"):
         decoder().fit(stimuli(factors), xr.DataTree.from_dict({"a": stimuli(factors)}))
+    absent = xr.DataTree.from_dict(
+        {"sub-01": ds, "sub-02": responses(factors, 2, 37).isel(roi=[0])}
+    )
+    with pytest.raises(ModelError, match="sub-02: unknown ROI 'V2'"):
+        decoder(roi="V2").fit(stimuli(factors), absent)
     bad = stimuli(factors)
     bad["feature_conv"][3] = np.inf
     with pytest.raises(ModelError, match="features of 'conv' hold NaN or infinity"):
