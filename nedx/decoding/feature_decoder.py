@@ -59,14 +59,15 @@ class FeatureDecoder(BaseEstimator):
     Parameters
     ----------
     backbone : str or BackboneRecipe
-        The network, where features are computed of images.
+        The network, where features are computed of images. A name alone has random weights; of
+        VGG19 with its weights `nedx.reconstruction.inversion.vgg19_encoder` has the recipe.
     layers : str or sequence of str, optional
         Which; by default all that are given, or of ``"vgg19"`` its 19 layers before the rectifiers
         (``conv1_1`` to ``conv5_4``, ``fc6`` to ``fc8``), of other networks those of their recipe.
     roi : str or sequence of str, optional
         ROIs, each with a decoder of its own; all neuroids by default.
     n_voxels : int
-        Chosen for each unit.
+        Chosen for each unit; all, where there are no more.
     alpha : float, sequence of float or "cv"
         The penalty, of the bias too. Among several, or with ``"cv"`` among 1, 10 ... 10,000, one
         is chosen for each ROI and layer by how well left-out images are decoded.
@@ -150,7 +151,7 @@ class FeatureDecoder(BaseEstimator):
             (feature)``, or ``pixels (image, y, x, rgb)``, of which features are computed.
         responses : Dataset or DataTree
             ``response ([subject,] trial | image[, repetition], <neuroid>)``, of one subject or of
-            several.
+            several. Those of the ``partition`` ``"test"`` are left out.
 
         Returns
         -------
@@ -166,6 +167,7 @@ class FeatureDecoder(BaseEstimator):
         subjects = dict(each_subject(responses))
         if not subjects:
             raise ModelError("no child of this DataTree holds a 'response'")
+        subjects = {name: _without_test(ds, name) for name, ds in subjects.items()}
         if self.average:
             subjects = {name: _averaged(ds) for name, ds in subjects.items()}
         rois = [self.roi] if isinstance(self.roi, str) else self.roi
@@ -345,6 +347,19 @@ def _neuroid(ds: xr.Dataset) -> str:
 def _averaged(ds: xr.Dataset) -> xr.Dataset:
     has_trials = role_dim(ds, "trial") is not None or role_dim(ds, "repetition") is not None
     return average_repetitions(ds) if has_trials else ds
+
+
+def _without_test(ds: xr.Dataset, subject: str) -> xr.Dataset:
+    """Return the samples that may be fitted to: all but those of the ``partition`` "test"."""
+    dim = sample_dim(ds)
+    if "partition" not in ds.coords or ds["partition"].dims != (dim,):
+        return ds
+    kept = np.flatnonzero(labels_of(ds, "partition") != "test")
+    if not len(kept) and ds.sizes[dim]:
+        raise ModelError(
+            f"all responses of {subject!r} are of the partition 'test': none to fit to"
+        )
+    return ds.isel({dim: kept}) if len(kept) < ds.sizes[dim] else ds
 
 
 def _shown(ds: xr.Dataset, subject: str) -> list[str]:

@@ -369,6 +369,20 @@ def test_features_are_computed_of_images():
     np.testing.assert_allclose(mean, true.mean(0).ravel(), atol=1e-5)
 
 
+def test_responses_for_testing_are_left_out():
+    factors = np.random.default_rng(0).standard_normal((12, 3))
+    ds = responses(factors)
+    tested = np.isin(ds["image_id"], names(12)[::2])
+    kinds = np.where(tested, "test", "train").astype(object)
+    decoder = nedx.FeatureDecoder(n_voxels=5, device="cpu")
+    wanted = decoder.fit(stimuli(factors), ds.isel(trial=~tested)).model_
+    found = decoder.fit(stimuli(factors), ds.assign_coords(partition=("trial", kinds))).model_
+    assert set(found.known["known_image"].values) == set(names(12)[1::2])
+    xr.testing.assert_equal(found.weights("fc").load(), wanted.weights("fc").load())
+    with pytest.raises(ModelError, match="all responses of 'sub-01' are of the partition 'test'"):
+        decoder.fit(stimuli(factors), ds.assign_coords(partition=("trial", ["test"] * len(kinds))))
+
+
 def test_features_of_another_image_size_than_the_recipe_says_are_refused():
     recipe = nedx.backbones.BackboneRecipe(name="vgg19", layers=("conv1_1",), image_size=32)
     pixels = np.zeros((12, 32, 32, 3), np.uint8)
