@@ -198,7 +198,7 @@ def paired(
     ModelError
         If an image has no target, or images have other numbers of trials and some are drawn.
     """
-    missing = [name for name in labels_of(ds, "image_id") if name not in targets]
+    missing = [str(name) for name in labels_of(ds, "image_id") if name not in targets]
     if missing:
         raise ModelError(
             f"{len(missing)} of {ds['image_id'].size} images of {subject!r} have no target, first "

@@ -256,7 +256,7 @@ def _paired(stimuli: xr.Dataset, responses: Responses) -> Iterator[tuple[Samples
         if "image_id" not in ds.coords:
             raise ModelError(f"the responses of {subject!r} have no 'image_id' to find images by")
         named = ds["image_id"].values.astype(str)
-        missing = [name for name in named if name not in places]
+        missing = [str(name) for name in named if name not in places]
         if missing:
             raise ModelError(
                 f"{len(missing)} of {len(named)} images of the responses of {subject!r} are not "

@@ -166,7 +166,7 @@ def _told(subject: str, ds: xr.Dataset, stimuli: xr.Dataset, ids: np.ndarray) ->
     """Return responses that say the category and the partition of their images."""
     own = labels_of(ds, "image_id")
     places = {str(name): i for i, name in enumerate(ids)}
-    missing = [name for name in own if name not in places]
+    missing = [str(name) for name in own if name not in places]
     if missing:
         raise ModelError(
             f"{len(missing)} of {len(own)} images of the responses of {subject!r} are not among "

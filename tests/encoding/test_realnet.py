@@ -476,7 +476,7 @@ def test_wrong_data_are_told_before_any_work():
     for stimuli, measured, error, message in (
         (images, nan, ModelError, "NaN or infinite"),
         (images, still, ModelError, "never change"),
-        (images.isel(image=slice(5)), ds, ModelError, "are not among the stimuli"),
+        (images.isel(image=slice(5)), ds, ModelError, "among the stimuli, first 'toy:00005'"),
         (images, ds.rename(channel="voxel").drop_vars("voxel"), ModelError, "channels by times"),
         (images.drop_vars("image_id"), ds, StimulusError, "no 'image_id'"),
         (images.drop_vars("pixels"), ds, StimulusError, "'pixels'"),
