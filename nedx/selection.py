@@ -25,6 +25,46 @@ _PLURALS = {"voxel": "voxels", "vertex": "vertices"}
 _TIME_TOLERANCE = 1e-9
 
 
+def listed_subjects(subject: Subjects) -> list[str]:
+    """Return the labels of one subject or several, each once: ``1`` becomes ``"sub-01"``.
+
+    Raises
+    ------
+    SelectionError
+        If none is asked for.
+    """
+    return list(dict.fromkeys(subject_label(one) for one in _listed(subject)))
+
+
+def chosen_subjects(
+    subject: Subjects | None, there: Iterable[str], where: object = "here"
+) -> list[str]:
+    """Return the labels of the subjects that are asked for, or of all.
+
+    Parameters
+    ----------
+    subject : str, int or sequence, optional
+        As `nedx.schema.subject_label` understands them.
+    there : iterable of str
+        The labels that are there.
+    where : object
+        What holds them, for the error: ``"here"``, ``"in <folder>"``.
+
+    Raises
+    ------
+    SelectionError
+        If one is not there, or none is asked for.
+    """
+    there = list(there)
+    if subject is None:
+        return there
+    labels = listed_subjects(subject)
+    for label in labels:
+        if label not in there:
+            raise SelectionError(f"no subject {label!r} {where}: {close_matches(label, there)}")
+    return labels
+
+
 def resolve(
     coords: xr.Dataset,
     *,
@@ -128,7 +168,7 @@ def select_tree(
     children = {subject_label(name): child for name, child in tree.children.items()}
     wanted = list(children)
     if subject is not None:
-        wanted = list(dict.fromkeys(subject_label(s) for s in _listed(subject)))
+        wanted = listed_subjects(subject)
         missing = [label for label in wanted if label not in children]
         if missing:
             raise _unknown("subject", missing, children)
@@ -247,7 +287,7 @@ def _unknown(what: str, missing: Sequence[object], options: Iterable[object]) ->
 
 def _subjects(coords: xr.Dataset, subject: Subjects) -> np.ndarray | None:
     """Return positions along the subject dimension; None where there is only one subject."""
-    wanted = list(dict.fromkeys(subject_label(s) for s in _listed(subject)))
+    wanted = listed_subjects(subject)
     dim = role_dim(coords, "subject")
     if dim is not None:
         if dim not in coords.coords:

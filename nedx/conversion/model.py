@@ -13,8 +13,7 @@ from nedx.conversion.recipe import ConverterRecipe, Pair
 from nedx.conversion.storing import SUBJECTS, ConverterWriter, State, read_state
 from nedx.errors import SelectionError, close_matches
 from nedx.schema import subject_label
-from nedx.selection import Subjects
-from nedx.sources.trials import listed_subjects
+from nedx.selection import Subjects, listed_subjects
 from nedx.store.location import Location
 from nedx.store.models import open_labels, write_whole
 

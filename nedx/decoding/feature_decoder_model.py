@@ -20,8 +20,7 @@ from nedx.decoding.feature_decoder_storing import (
 )
 from nedx.encoding.loading import Head, group_of
 from nedx.errors import ModelError, SelectionError, close_matches
-from nedx.selection import Names, Subjects
-from nedx.sources.trials import listed_subjects
+from nedx.selection import Names, Subjects, listed_subjects
 from nedx.store.location import Location
 from nedx.store.models import open_labels, write_whole
 

@@ -13,9 +13,8 @@ from nedx.decoding.recipe import DecoderRecipe, Member
 from nedx.decoding.storing import LOADER, write_decoder
 from nedx.encoding.network_storing import State, hash_states, read_state
 from nedx.encoding.storing import hash_variables
-from nedx.errors import ModelError, SelectionError, close_matches
-from nedx.selection import Subjects
-from nedx.sources.trials import listed_subjects
+from nedx.errors import ModelError, close_matches
+from nedx.selection import Subjects, chosen_subjects
 from nedx.store.location import Location
 from nedx.store.models import keep
 
@@ -171,11 +170,8 @@ class NeuralDecoder:
         """
         if subject is None:
             return self
-        labels = listed_subjects(subject)
         members = self.recipe.members
-        for label in labels:
-            if label not in members:
-                raise SelectionError(f"unknown subject {label!r}: {close_matches(label, members)}")
+        labels = chosen_subjects(subject, members)
         kept = {label: members[label] for label in labels}
         networks = tuple(dict.fromkeys(member.network for member in kept.values()))
         chosen = copy.copy(self)

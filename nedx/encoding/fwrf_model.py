@@ -26,9 +26,8 @@ from nedx.encoding.opening import open_labels
 from nedx.encoding.plans import image_blocks
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.storing import PREFIX
-from nedx.errors import ModelError, SelectionError, close_matches
-from nedx.schema import subject_label
-from nedx.selection import Names, Subjects, Times, select
+from nedx.errors import ModelError
+from nedx.selection import Names, Subjects, Times, chosen_subjects, select
 from nedx.store.location import Location
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ class FwrfEncoder:
         """
         arguments: dict[str, Any] = {"roi": roi, "channel": channel, "time": time}
         given = {name: value for name, value in arguments.items() if value is not None}
-        names = self._subjects(subject)
+        names = chosen_subjects(subject, self.members)
         return self._with(
             {
                 name: select(self.members[name], **given) if given else self.members[name]
@@ -139,18 +138,6 @@ class FwrfEncoder:
         chosen = copy.copy(self)
         chosen.members = dict(members)
         return chosen
-
-    def _subjects(self, subject: Subjects | None) -> list[str]:
-        if subject is None:
-            return list(self.members)
-        one = isinstance(subject, str | int | np.integer)
-        wanted = [subject_label(s) for s in ([subject] if one else subject)]  # type: ignore
-        for label in wanted:
-            if label not in self.members:
-                raise SelectionError(
-                    f"unknown subject {label!r}: {close_matches(label, self.members)}"
-                )
-        return list(dict.fromkeys(wanted))
 
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the model, as selected, to one Zarr store.

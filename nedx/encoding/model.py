@@ -26,9 +26,8 @@ from nedx.encoding.storing import (
     write_model,
 )
 from nedx.encoding.weights import ROOT, as_float32, check_weights, fold, split_groups
-from nedx.errors import ModelError, SelectionError, StoreExistsError, close_matches
-from nedx.schema import subject_label
-from nedx.selection import Names, Subjects, Times, resolve, select
+from nedx.errors import ModelError, StoreExistsError
+from nedx.selection import Names, Subjects, Times, chosen_subjects, resolve, select
 from nedx.store.location import Location
 
 _HASHES = {"weights_sha256": HEAVY, "projection_sha256": HEAVY[:2]}
@@ -262,7 +261,7 @@ class LinearEncoder:
         """
         arguments: dict[str, Any] = {"roi": roi, "channel": channel, "time": time}
         if self.is_ragged:
-            names = self._ragged_subjects(subject)
+            names = chosen_subjects(subject, self.members)
         else:
             names, arguments["subject"] = [ROOT], subject
         chosen = {name: _select(self._groups[name], **arguments) for name in names}
@@ -279,18 +278,6 @@ class LinearEncoder:
         shared = {n: ds for n, ds in self._groups.items() if n not in self.members}
         chosen._groups = {**shared, **members}
         return chosen
-
-    def _ragged_subjects(self, subject: Subjects | None) -> list[str]:
-        if subject is None:
-            return list(self.members)
-        one = isinstance(subject, str | int | np.integer)
-        wanted = [subject_label(s) for s in ([subject] if one else subject)]  # type: ignore
-        for label in wanted:
-            if label not in self.members:
-                raise SelectionError(
-                    f"unknown subject {label!r}: {close_matches(label, self.members)}"
-                )
-        return list(dict.fromkeys(wanted))
 
     def to_zarr(self, place: str | Path | Location) -> Location:
         """Write the model to a Zarr store, sorted so that one ROI is read alone.

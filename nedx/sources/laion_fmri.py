@@ -24,7 +24,7 @@ import xarray as xr
 from nedx.compute.planned import PlannedArray
 from nedx.errors import SelectionError, SourceError, StoreError, close_matches
 from nedx.schema import parse
-from nedx.selection import Names, Subjects
+from nedx.selection import Names, Subjects, chosen_subjects
 from nedx.sources.nifti import VolumeFile, fortran_index, open_volumes, same_space, voxel_labels
 from nedx.sources.sections import Missing, Section
 from nedx.sources.trials import (
@@ -33,7 +33,6 @@ from nedx.sources.trials import (
     beta_steps,
     ceiling_of_percent,
     check_normalize,
-    chosen_subjects,
     earlier_presentations,
 )
 from nedx.sources.volumes import VolumesPlan
@@ -104,7 +103,7 @@ def open_laion_fmri(
         raise SelectionError(f"there is no ceiling {ceiling!r}: {close_matches(ceiling, CEILINGS)}")
     where = Location.of(root)
     wanted = None if sessions is None else [int(session) for session in sessions]
-    names = chosen_subjects(subject, SUBJECTS, "LAION-fMRI")
+    names = chosen_subjects(subject, SUBJECTS, "in LAION-fMRI")
     children: dict[str, xr.Dataset] = {}
     for name in names:
         trials, sections = _open_sessions(where, name, wanted)

@@ -24,7 +24,7 @@ from nedx._rules import VERTICES_PER_HEMISPHERE
 from nedx.compute.planned import PlannedArray
 from nedx.errors import SelectionError, SourceError, close_matches
 from nedx.schema import parse
-from nedx.selection import Subjects
+from nedx.selection import Subjects, chosen_subjects
 from nedx.sources.nifti import (
     VolumeFile,
     fortran_index,
@@ -41,7 +41,6 @@ from nedx.sources.trials import (
     beta_attrs,
     beta_steps,
     check_normalize,
-    chosen_subjects,
 )
 from nedx.sources.volumes import VolumesPlan
 from nedx.store.location import Location
@@ -116,7 +115,7 @@ def open_nsd(
     wanted = None if sessions is None else [int(session) for session in sessions]
     where = Location.of(root)
     options = _Options(space, wanted, mask, betas, normalize, missing)
-    names = chosen_subjects(subject, _SUBJECTS, "NSD")
+    names = chosen_subjects(subject, _SUBJECTS, "in NSD")
     opened = {name: _open_subject(where, int(name[-2:]), options) for name in names}
     if subject is not None and len(opened) == 1:
         return next(iter(opened.values()))

@@ -32,7 +32,7 @@ from nedx.errors import (
     require,
 )
 from nedx.schema import parse
-from nedx.selection import Names, Subjects
+from nedx.selection import Names, Subjects, chosen_subjects
 from nedx.sources.berg.hdf5 import HDF5_LOCK
 from nedx.sources.berg.streams import opened, stamp, url_of
 from nedx.sources.sections import Missing, Section
@@ -42,7 +42,6 @@ from nedx.sources.trials import (
     beta_steps,
     ceiling_of_percent,
     check_normalize,
-    chosen_subjects,
     earlier_presentations,
 )
 from nedx.sources.volumes import VolumesPlan
@@ -103,7 +102,7 @@ def open_things_fmri(
     """
     check_normalize(normalize)
     where = Location.of(root)
-    names = chosen_subjects(subject, ["sub-01", "sub-02", "sub-03"], "THINGS-fMRI")
+    names = chosen_subjects(subject, ["sub-01", "sub-02", "sub-03"], "in THINGS-fMRI")
     children = {name: _open_subject(where, name, roi, normalize, missing) for name in names}
     if subject is not None and len(names) == 1:
         return next(iter(children.values()))

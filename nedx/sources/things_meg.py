@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nedx.errors import SelectionError, SourceError, StoreError, close_matches
+from nedx.errors import SourceError, StoreError
 from nedx.preprocessing.epochs import repetition_of
 from nedx.schema import parse, subject_label
-from nedx.selection import Subjects
+from nedx.selection import Subjects, chosen_subjects
 from nedx.sources.mne_files import open_mne
 from nedx.store.location import Location
 
@@ -114,14 +114,10 @@ def _places(base: Path, subject: Subjects | None) -> dict[str, Path]:
         raise SourceError(
             f"{base} holds no preprocessed_P1-epo.fif, nor does its folder derivatives/preprocessed"
         )
-    if subject is None:
-        return found
-    listed = [subject] if isinstance(subject, str | int | np.integer) else list(subject)
-    wanted = [subject_label(str(one).removeprefix("P")) for one in listed]
-    for label in wanted:
-        if label not in found:
-            raise SelectionError(f"no subject {label!r} in {base}: {close_matches(label, found)}")
-    return {label: found[label] for label in wanted}
+    if subject is not None:
+        listed = [subject] if isinstance(subject, str | int | np.integer) else list(subject)
+        subject = [str(one).removeprefix("P") for one in listed]
+    return {label: found[label] for label in chosen_subjects(subject, found, f"in {base}")}
 
 
 def _image_list(base: Path, given: str | Path | None) -> list[str] | None:

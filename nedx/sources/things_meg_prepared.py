@@ -17,14 +17,13 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from nedx.errors import SelectionError, SourceError, StoreError, close_matches
+from nedx.errors import SelectionError, SourceError, StoreError
 from nedx.preprocessing.steps import with_step
 from nedx.schema import parse, subject_label
-from nedx.selection import Subjects
+from nedx.selection import Subjects, chosen_subjects
 from nedx.sources.mapped_pickles import lazy_array, open_pickled
 from nedx.sources.things_images import FOLDERS, files_of
 from nedx.sources.things_meg import ATTRS, LARGEST_FIELD, sensor_labels, zero_shot_files
-from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
 Normalization = Literal["baseline", "zscore", "whitened"]
@@ -134,13 +133,7 @@ def _places(folder: Path, subject: Subjects | None) -> dict[str, Path]:
         there = {subject_label(one): folder}
     if not there:
         raise SourceError(f"{folder} holds no folders sub-01, ... with {' or '.join(names[:2])}")
-    if subject is None:
-        return there
-    wanted = listed_subjects(subject)
-    for label in wanted:
-        if label not in there:
-            raise SelectionError(f"no subject {label!r} in {folder}: {close_matches(label, there)}")
-    return {label: there[label] for label in wanted}
+    return {label: there[label] for label in chosen_subjects(subject, there, f"in {folder}")}
 
 
 def _shown(images: Files) -> Mapping[str, Sequence[str]]:

@@ -7,8 +7,6 @@ from typing import Any, Literal
 import numpy as np
 
 from nedx.errors import SelectionError, SourceError
-from nedx.schema import subject_label
-from nedx.selection import Subjects
 from nedx.sources.sections import Missing
 
 Normalize = Literal["zscore", "none"]
@@ -19,30 +17,6 @@ def check_normalize(normalize: str) -> None:
     """Raise SelectionError for another word than ``"zscore"`` and ``"none"``."""
     if normalize not in ("zscore", "none"):
         raise SelectionError(f"normalize is 'zscore' or 'none', not {normalize!r}")
-
-
-def chosen_subjects(subject: Subjects | None, known: list[str], dataset: str) -> list[str]:
-    """Return labels of subjects: those asked for, or all that are known.
-
-    Raises
-    ------
-    SelectionError
-        If one is not known, or none is asked for.
-    """
-    if subject is None:
-        return known
-    labels = listed_subjects(subject)
-    unknown = [label for label in labels if label not in known]
-    if unknown or not labels:
-        asked = ", ".join(unknown) or "none"
-        raise SelectionError(f"{dataset} has the subjects {', '.join(known)}, not {asked}")
-    return labels
-
-
-def listed_subjects(subject: Subjects) -> list[str]:
-    """Return the labels of one subject or several, each once: ``1`` becomes ``"sub-01"``."""
-    given = [subject] if isinstance(subject, str | int | np.integer) else list(subject)
-    return list(dict.fromkeys(subject_label(one) for one in given))
 
 
 def earlier_presentations(images: np.ndarray) -> np.ndarray:

@@ -22,12 +22,11 @@ from nedx.errors import (
     IncompleteStoreError,
     NedxWarning,
     NotDataError,
-    SelectionError,
     StoreError,
     close_matches,
 )
-from nedx.schema import restore_index, subject_label
-from nedx.selection import Names, Subjects, Times, select
+from nedx.schema import restore_index
+from nedx.selection import Names, Subjects, Times, chosen_subjects, select
 from nedx.store.guard import GuardedStore
 from nedx.store.lazy import CheckedStore, plan_variable
 from nedx.store.ledger import StorePlan
@@ -244,7 +243,7 @@ def _refuse_empty(node: zarr.Group, lazy: xr.Dataset, location: Location) -> Non
 def _open_ragged(
     root: zarr.Group, names: list[str], subject: Subjects | None, request: _Request
 ) -> xr.Dataset | xr.DataTree:
-    wanted = names if subject is None else _wanted(subject, names)
+    wanted = chosen_subjects(subject, names)
     location = request.location
     shared = _lazy_dataset(root, location)
     shared.attrs.pop("nedx_kind", None)
@@ -254,18 +253,6 @@ def _open_ragged(
         return opened[0].assign_attrs(subject_ids=wanted)
     top = xr.Dataset(attrs=dict(root.attrs))
     return xr.DataTree.from_dict({"/": top, **dict(zip(wanted, opened, strict=True))})
-
-
-def _wanted(subject: Subjects, names: list[str]) -> list[str]:
-    asked = [subject] if isinstance(subject, str | int) else list(subject)
-    if not asked:
-        raise SelectionError("the selection is empty: name at least one subject, or leave it out")
-    labels = list(dict.fromkeys(subject_label(one) for one in asked))
-    missing = [label for label in labels if label not in names]
-    if missing:
-        what = ", ".join(map(repr, missing))
-        raise SelectionError(f"unknown subject {what}: {close_matches(missing[0], names)}")
-    return labels
 
 
 def _lazy_dataset(node: zarr.Group, location: Location) -> xr.Dataset:

@@ -145,6 +145,6 @@ def test_import_and_its_errors(tmp_path, capsys):
 
 def test_pull_of_a_subject_that_is_not_there(capsys):
     assert main(["pull", "eeg-things_eeg_2-vit_b_32", "--subject", "11"]) == 1
-    assert "has no subject 'sub-11'" in capsys.readouterr().err
+    assert "no subject 'sub-11' in" in capsys.readouterr().err
     assert main(["list", "--roi", "mTL-bodies", "--kind", "model"]) == 0
     assert "fmri-nsd_fsaverage-vit_b_32" in capsys.readouterr().out

@@ -110,7 +110,7 @@ def raises(root, tmp_path, kind, words, **arguments):
 
 
 def test_bad_input(root, tmp_path):
-    raises(root, tmp_path, SelectionError, "not sub-02", subject=2)
+    raises(root, tmp_path, SelectionError, "no subject 'sub-02' in LAION-fMRI", subject=2)
     raises(root, tmp_path, SelectionError, "no ROI 'FFA2'.*'FFA1'", roi="FFA2")
     raises(root, tmp_path, SelectionError, "no ceiling", ceiling="Noiseceiling")
     raises(root, tmp_path, SourceError, "session 4 of sub-03 are missing", sessions=[1, 4])

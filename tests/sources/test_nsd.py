@@ -227,7 +227,7 @@ def test_what_is_not_there(copy, tmp_path):
     raises(copy, tmp_path, SourceError, "session 3 of subject 1 are missing", sessions=[1, 3])
     raises(copy, tmp_path, SourceError, "session.* are missing", sessions=None)
     raises(copy, tmp_path, SelectionError, "sessions 1 to 40", sessions=[0])
-    raises(copy, tmp_path, SelectionError, "sub-08, not sub-09", subject=9)
+    raises(copy, tmp_path, SelectionError, "no subject 'sub-09' in NSD", subject=9)
     raises(copy, tmp_path, SelectionError, "no mask", mask="nsdgenral")
     raises(copy, tmp_path, SelectionError, "no space", space="func2mm")
     (copy / "nsddata/experiments/nsd/nsd_expdesign.mat").unlink()

@@ -151,7 +151,7 @@ def test_empty_cells_of_voxels_are_missing_numbers(folder):
 
 
 def test_bad_input(folder, tmp_path):
-    raises(folder, tmp_path, SelectionError, "sub-03, not sub-04", subject=4)
+    raises(folder, tmp_path, SelectionError, "no subject 'sub-04' in THINGS-fMRI", subject=4)
     raises(folder, tmp_path, SelectionError, "no ROI 'V9'", roi="V9")
     raises(folder, tmp_path, StoreError, "no file .*sub-03_StimulusMetadata", subject=3)
     path = folder / "sub-01_ResponseData.h5"

@@ -14,9 +14,8 @@ from typing import Any
 
 from nedx.catalog.resolving import resolve
 from nedx.errors import CorruptStoreError
-from nedx.selection import Subjects
+from nedx.selection import Subjects, chosen_subjects
 from nedx.sources.things_eeg2.fetching import download
-from nedx.sources.trials import chosen_subjects
 
 FIGSHARE = "https://ndownloader.figshare.com/files/{id}"
 """Where a file with an id is."""
@@ -77,7 +76,7 @@ def fetch(
     """
     entry = resolve(f"kamitani:{dataset}")
     base = Path(folder).expanduser().absolute()
-    wanted = chosen_subjects(subject, list(entry.subjects), dataset)
+    wanted = chosen_subjects(subject, entry.subjects, f"in {dataset}")
     base.mkdir(parents=True, exist_ok=True)
     for name, number in entry.provenance.items():
         match = _FILE.fullmatch(name)

@@ -18,9 +18,8 @@ import xarray as xr
 
 from nedx.backbones.recipe import BackboneRecipe
 from nedx.backbones.registry import default_recipe
-from nedx.errors import ModelError, SelectionError, close_matches
-from nedx.schema import subject_label
-from nedx.selection import Subjects, resolve
+from nedx.errors import ModelError, SelectionError
+from nedx.selection import Subjects, chosen_subjects, resolve
 from nedx.sources.berg import labels
 from nedx.sources.berg.folding import folded_weights, read_weights
 from nedx.sources.berg.kept import kept
@@ -253,16 +252,7 @@ def _checker(
 
 def _subjects(model_id: str, subject: Subjects | None) -> list[str]:
     known = layout_of(model_id).labels()
-    if subject is None:
-        return list(known)
-    one = isinstance(subject, str | int | np.integer)
-    wanted = [subject_label(name) for name in ([subject] if one else subject)]  # type: ignore
-    for name in wanted:
-        if name not in known:
-            raise SelectionError(
-                f"{model_id} has no subject {name!r}; {close_matches(name, known)}"
-            )
-    return list(dict.fromkeys(wanted))
+    return chosen_subjects(subject, known, f"in {model_id}")
 
 
 def _backbone(model_id: str, given: BackboneRecipe | None) -> BackboneRecipe:

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nedx.errors import CorruptStoreError, SelectionError, StoreError, close_matches
-from nedx.selection import Subjects
-from nedx.sources.trials import listed_subjects
+from nedx.selection import Subjects, chosen_subjects
 from nedx.store.location import pauses
 
 OSF = "https://osf.io/download/{id}/"
@@ -124,13 +123,7 @@ def pull(
 
 
 def _subjects(subject: Subjects | None) -> list[str]:
-    if subject is None:
-        return list(RAW)
-    labels = listed_subjects(subject)
-    for label in labels:
-        if label not in RAW:
-            raise SelectionError(f"no subject {label!r}: {close_matches(label, RAW)}")
-    return labels
+    return chosen_subjects(subject, RAW, "in THINGS-EEG2")
 
 
 def _files(parts: Sequence[Part], subjects: Sequence[str]) -> list[Published]:

@@ -17,13 +17,12 @@ import numpy as np
 import xarray as xr
 
 from nedx import scalp
-from nedx.errors import SelectionError, SourceError, StoreError, close_matches
+from nedx.errors import SelectionError, SourceError, StoreError
 from nedx.preprocessing.steps import with_step
 from nedx.schema import parse
-from nedx.selection import Subjects
+from nedx.selection import Subjects, chosen_subjects
 from nedx.sources.mapped_pickles import lazy_array, open_pickled
 from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images
-from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
 Normalization = Literal["whitened", "zscore"]
@@ -124,13 +123,7 @@ def _places(folder: Path, subject: Subjects | None) -> dict[str, Path]:
         raise SourceError(
             f"{folder} holds no folders sub-01, sub-02, ... with {_NAMES['train'][0]} or train.pt"
         )
-    if subject is None:
-        return there
-    wanted = listed_subjects(subject)
-    for label in wanted:
-        if label not in there:
-            raise SelectionError(f"no subject {label!r} in {folder}: {close_matches(label, there)}")
-    return {label: there[label] for label in wanted}
+    return {label: there[label] for label in chosen_subjects(subject, there, f"in {folder}")}
 
 
 def _open_subject(

@@ -14,7 +14,7 @@ import xarray as xr
 from dask.base import tokenize
 
 from nedx import scalp
-from nedx.errors import SelectionError, SourceError, StoreError, close_matches, require
+from nedx.errors import SelectionError, SourceError, StoreError, require
 from nedx.preprocessing.epochs import (
     EpochSettings,
     cut_epochs,
@@ -25,11 +25,10 @@ from nedx.preprocessing.epochs import (
 from nedx.preprocessing.recipes import Recipe, find_recipe
 from nedx.preprocessing.steps import with_step
 from nedx.schema import parse
-from nedx.selection import Subjects
+from nedx.selection import Subjects, chosen_subjects
 from nedx.sources.mapped_pickles import open_pickled
 from nedx.sources.mne_files import channel_labels
 from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images
-from nedx.sources.trials import listed_subjects
 from nedx.store.location import Location
 
 SESSIONS = (1, 2, 3, 4)
@@ -149,13 +148,7 @@ def _local_folder(root: str | Path | Location) -> Path:
 
 def _subjects(folder: Path, subject: Subjects | None) -> list[str]:
     there = sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
-    if subject is None:
-        return there
-    wanted = listed_subjects(subject)
-    for label in wanted:
-        if label not in there:
-            raise SelectionError(f"no subject {label!r} in {folder}: {close_matches(label, there)}")
-    return wanted
+    return chosen_subjects(subject, there, f"in {folder}")
 
 
 def _find_files(folder: Path, sessions: Sequence[int]) -> list[tuple[Path, str, int]]:
