@@ -78,7 +78,7 @@ class DatasetNed(Exports):
         return encode(self._obj, model, **options)
 
     def decode(self, model: Any, **options: Any) -> xr.Dataset:
-        """Make embeddings of these responses, lazily; see `nedx.decode`."""
+        """Make embeddings or features of these responses, lazily; see `nedx.decode`."""
         from nedx.decoding.decode import decode
 
         return decode(self._obj, model, **options)
