@@ -9,7 +9,6 @@ file, not a time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -19,9 +18,10 @@ import xarray as xr
 
 from nedx.errors import SelectionError, SourceError, StoreError
 from nedx.preprocessing.steps import with_step
-from nedx.schema import parse, subject_label
-from nedx.selection import Subjects, chosen_subjects
-from nedx.sources.mapped_pickles import lazy_array, open_pickled
+from nedx.schema import parse
+from nedx.selection import Subjects
+from nedx.sources.mapped_pickles import lazy_array
+from nedx.sources.prepared_files import PreparedFile, named_values, partition_files, subject_folders
 from nedx.sources.things_images import FOLDERS, files_of
 from nedx.sources.things_meg import ATTRS, LARGEST_FIELD, sensor_labels, zero_shot_files
 from nedx.store.location import Location
@@ -37,24 +37,6 @@ _KEYS = {"meg_data": "atm", "data": "neurobridge"}
 _PARAMETERS = "zscore_params.npz"
 _CHUNK_BYTES = 2**24
 _FEMTO = 1e15
-_SAME_TIME = 1e-6
-
-
-@dataclass(frozen=True)
-class _File:
-    """One file: whose layout it has, and what it holds."""
-
-    path: Path
-    partition: str
-    flavour: str
-    key: str
-    held: Mapping[str, Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(concept, image, repetition, channel, time)."""
-        found: tuple[int, ...] = self.held[self.key].shape
-        return found
 
 
 def open_things_meg_prepared(
@@ -110,7 +92,7 @@ def open_things_meg_prepared(
             f"these files are mapped into memory, so they must lie on this machine, not at "
             f"{location.url}. Copy them to a folder first"
         )
-    places = _places(Path(location.url), subject)
+    places = subject_folders(Path(location.url), _NAMES, subject)
     shown = _shown(images)
     nodes = {
         label: _open_subject(label, place, shown, channels, normalization)
@@ -120,20 +102,6 @@ def open_things_meg_prepared(
         return parse(next(iter(nodes.values())))
     top = xr.Dataset(attrs={**ATTRS, "modality": "meg", "subject_ids": list(nodes)})
     return parse(xr.DataTree.from_dict({"/": top, **nodes}))
-
-
-def _places(folder: Path, subject: Subjects | None) -> dict[str, Path]:
-    """Return the folder of each subject."""
-    there = {path.name: path for path in sorted(folder.glob("sub-*")) if path.is_dir()}
-    names = [name for names in _NAMES.values() for name in names]
-    if not there and any((folder / name).is_file() for name in names):
-        one = folder.name if folder.name.startswith("sub-") else subject
-        if not isinstance(one, str | int):
-            raise SelectionError(f"{folder} does not say whose its files are; give subject=1")
-        there = {subject_label(one): folder}
-    if not there:
-        raise SourceError(f"{folder} holds no folders sub-01, ... with {' or '.join(names[:2])}")
-    return {label: there[label] for label in chosen_subjects(subject, there, f"in {folder}")}
 
 
 def _shown(images: Files) -> Mapping[str, Sequence[str]]:
@@ -165,15 +133,10 @@ def _open_subject(
     normalization: Normalization | None,
 ) -> xr.Dataset:
     """Return the trials of both partitions of one subject."""
-    there = [(folder / name, p) for p, names in _NAMES.items() for name in names]
-    files = [_opened(path, partition) for path, partition in there if path.is_file()]
-    if not files:
-        named = ", ".join(path.name for path, _ in there)
-        raise SourceError(f"{folder} holds none of {named}")
-    _check_alike(files)
+    files = partition_files(folder, _NAMES, _opened)
     labels = [_labels(file, shown[file.partition]) for file in files]
     scale, attrs, steps = _units(files[0], normalization)
-    times = _times(files[0])
+    times = files[0].times
     rate = round(1 / float(np.diff(times).mean()), 6)
     data = da.concatenate([_trials(file, scale) for file in files])
     ds = xr.Dataset(
@@ -198,48 +161,23 @@ def _open_subject(
     return ds
 
 
-def _opened(path: Path, partition: str) -> _File:
-    held = open_pickled(path)
-    key = next((key for key in _KEYS if isinstance(held.get(key), np.ndarray)), None)
-    if key is None or "ch_names" not in held or "times" not in held:
+def _opened(path: Path, partition: str) -> PreparedFile:
+    held, key = named_values(path, _KEYS)
+    times = np.asarray(held["times"], np.float64).ravel()
+    file = PreparedFile(path, partition, _KEYS[key], key, held, times)
+    shape, names = file.values.shape, len(held["ch_names"])
+    fits = len(shape) == 5 and 0 not in shape
+    if not fits or names not in (0, shape[3]) or times.size != shape[4]:
         raise SourceError(
-            f"{path} holds {', '.join(map(str, held))}; expected ch_names, times and one of "
-            f"{', '.join(_KEYS)}"
-        )
-    file = _File(path, partition, _KEYS[key], key, held)
-    names, times = len(held["ch_names"]), np.size(held["times"])
-    fits = len(file.shape) == 5 and 0 not in file.shape
-    if not fits or names not in (0, file.shape[3]) or times != file.shape[4]:
-        raise SourceError(
-            f"{path} has values of the shape {file.shape}, {names} channel names and {times} "
+            f"{path} has values of the shape {shape}, {names} channel names and {times.size} "
             "times; expected (concept, image, repetition, channel, time), none of length 0"
         )
     return file
 
 
-def _times(file: _File) -> np.ndarray:
-    return np.asarray(file.held["times"], np.float64).ravel()
-
-
-def _check_alike(files: list[_File]) -> None:
-    first = files[0]
-    for other in files[1:]:
-        same = (
-            other.flavour == first.flavour
-            and list(other.held["ch_names"]) == list(first.held["ch_names"])
-            and other.shape[3:] == first.shape[3:]
-            and np.allclose(_times(other), _times(first), rtol=0, atol=_SAME_TIME)
-        )
-        if not same or other.partition == first.partition:
-            raise SourceError(
-                f"{other.path} and {first.path} differ in layout, channels or times, or are of the "
-                "same images: keep files of one kind in a folder"
-            )
-
-
-def _labels(file: _File, shown: Sequence[str]) -> dict[str, np.ndarray]:
+def _labels(file: PreparedFile, shown: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the labels of the trials of one file."""
-    concepts, each, repetitions = file.shape[:3]
+    concepts, each, repetitions = file.values.shape[:3]
     paths = [PurePosixPath(str(path)) for path in shown]
     if len(paths) != concepts * each:
         raise SourceError(
@@ -266,11 +204,11 @@ def _labels(file: _File, shown: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _units(
-    file: _File, given: Normalization | None
+    file: PreparedFile, given: Normalization | None
 ) -> tuple[float, dict[str, Any], list[dict[str, Any]]]:
     """Return what makes values those of the schema, their attributes, and what was done to them."""
     about: dict[str, Any] = {"long_name": "response", "source": "measured"}
-    if float(np.abs(file.held[file.key][0, 0, 0]).max()) < LARGEST_FIELD:
+    if float(np.abs(file.values[0, 0, 0]).max()) < LARGEST_FIELD:
         return _FEMTO, {**about, "units": "fT"}, []
     zscored = any((file.path.parent / up / _PARAMETERS).is_file() for up in ("", ".."))
     known = given
@@ -297,16 +235,18 @@ def _units(
     return 1.0, {**about, "units": "1", **done}, [step]
 
 
-def _channels(file: _File, given: Sequence[str] | None) -> dict[str, Any]:
+def _channels(file: PreparedFile, given: Sequence[str] | None) -> dict[str, Any]:
     names = [str(name) for name in file.held["ch_names"]]
     about: dict[str, str] = {}
     if not names and given is not None:
         names = [str(name) for name in given]
     if not names:
-        names = [f"sensor-{number:03d}" for number in range(1, file.shape[3] + 1)]
+        names = [f"sensor-{number:03d}" for number in range(1, file.values.shape[3] + 1)]
         about["long_name"] = "places in the file, which names no sensors"
-    if len(names) != file.shape[3]:
-        raise SourceError(f"channels= names {len(names)} sensors, {file.path} has {file.shape[3]}")
+    if len(names) != file.values.shape[3]:
+        raise SourceError(
+            f"channels= names {len(names)} sensors, {file.path} has {file.values.shape[3]}"
+        )
     channels = np.array(names, object)
     return {
         "channel": ("channel", channels, about),
@@ -315,10 +255,10 @@ def _channels(file: _File, given: Sequence[str] | None) -> dict[str, Any]:
     }
 
 
-def _trials(file: _File, scale: float) -> da.Array:
+def _trials(file: PreparedFile, scale: float) -> da.Array:
     """Return the values (trial, channel, time) of one file, lazily."""
-    size = max(1, file.held[file.key][0].nbytes)
+    size = max(1, file.values[0].nbytes)
     data = lazy_array(file.path, file.key, max(1, _CHUNK_BYTES // size))
-    count = int(np.prod(file.shape[:3]))
-    flat = data.reshape((count, *file.shape[3:]), merge_chunks=False)
+    count = int(np.prod(file.values.shape[:3]))
+    flat = data.reshape((count, *file.values.shape[3:]), merge_chunks=False)
     return (flat if scale == 1 else flat * scale).astype(np.float32)

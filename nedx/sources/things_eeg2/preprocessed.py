@@ -8,7 +8,6 @@ NeuroBridge (a pickle whose array has the concepts as an axis of their own).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +19,9 @@ from nedx import scalp
 from nedx.errors import SelectionError, SourceError, StoreError
 from nedx.preprocessing.steps import with_step
 from nedx.schema import parse
-from nedx.selection import Subjects, chosen_subjects
-from nedx.sources.mapped_pickles import lazy_array, open_pickled
+from nedx.selection import Subjects
+from nedx.sources.mapped_pickles import lazy_array
+from nedx.sources.prepared_files import PreparedFile, named_values, partition_files, subject_folders
 from nedx.sources.things_eeg2.labels import ATTRS, Images, read_images
 from nedx.store.location import Location
 
@@ -36,18 +36,6 @@ _KEYS = {"preprocessed_eeg_data": "nice", "eeg": "ubp", "data": "neurobridge"}
 _CHUNK_BYTES = 2**24
 _EARLY = 50
 """Times before stimulus onset that files name but do not hold."""
-_SAME_TIME = 1e-6
-
-
-@dataclass(frozen=True)
-class _File:
-    """One file: whose layout it has, and what it holds."""
-
-    path: Path
-    partition: str
-    flavour: str
-    key: str
-    held: Mapping[str, Any]
 
 
 def open_preprocessed(
@@ -103,7 +91,7 @@ def open_preprocessed(
             f"{location.url}. Copy them to a folder first"
         )
     folder = Path(location.url)
-    places = _places(folder, subject)
+    places = subject_folders(folder, _NAMES, subject)
     metadata = folder if image_metadata is None else Path(image_metadata)
     nodes = {
         label: _open_subject(label, place, metadata, normalization, units)
@@ -115,17 +103,6 @@ def open_preprocessed(
     return parse(xr.DataTree.from_dict({"/": top, **nodes}))
 
 
-def _places(folder: Path, subject: Subjects | None) -> dict[str, Path]:
-    there = {path.name: path for path in sorted(folder.glob("sub-*")) if path.is_dir()}
-    if not there and folder.name.startswith("sub-"):
-        there = {folder.name: folder}
-    if not there:
-        raise SourceError(
-            f"{folder} holds no folders sub-01, sub-02, ... with {_NAMES['train'][0]} or train.pt"
-        )
-    return {label: there[label] for label in chosen_subjects(subject, there, f"in {folder}")}
-
-
 def _open_subject(
     label: str,
     folder: Path,
@@ -134,12 +111,7 @@ def _open_subject(
     units: Units | None,
 ) -> xr.Dataset:
     """Return the trials of both partitions of one subject."""
-    there = [(folder / name, p) for p, names in _NAMES.items() for name in names]
-    files = [_opened(path, partition) for path, partition in there if path.is_file()]
-    if not files:
-        named = ", ".join(path.name for path, _ in there)
-        raise SourceError(f"{folder} holds none of {named}")
-    _check_alike(files)
+    files = partition_files(folder, _NAMES, _opened)
     done = _done(files[0], normalization, units)
     images = {} if files[0].flavour == "ubp" else read_images(metadata)
     parts = [_trials(file, images) for file in files]
@@ -148,7 +120,7 @@ def _open_subject(
     data = da.concatenate([values for values, _ in parts])
     if units == "V":
         data = data * np.float32(1e6)
-    times = _times(files[0])
+    times = files[0].times
     rate = round(1 / float(np.diff(times).mean()), 6)
     names = [name for name in parts[0][1] if all(name in labels for _, labels in parts)]
     attrs = {"units": "1", "long_name": "response", "source": "measured", **done}
@@ -174,14 +146,8 @@ def _open_subject(
     return with_step(ds, {"whitened": "whiten"}.get(done["normalization"], "zscore"), **settings)
 
 
-def _opened(path: Path, partition: str) -> _File:
-    held = open_pickled(path)
-    key = next((key for key in _KEYS if isinstance(held.get(key), np.ndarray)), None)
-    if key is None or "ch_names" not in held or "times" not in held:
-        raise SourceError(
-            f"{path} holds {', '.join(map(str, held))}; expected ch_names, times and one of "
-            f"{', '.join(_KEYS)}"
-        )
+def _opened(path: Path, partition: str) -> PreparedFile:
+    held, key = named_values(path, _KEYS)
     flavour = _KEYS[key]
     shape, axes = held[key].shape, 5 if flavour == "neurobridge" else 4
     if len(shape) != axes or len(held["ch_names"]) != shape[-2] or 0 in shape:
@@ -192,26 +158,10 @@ def _opened(path: Path, partition: str) -> _File:
     with path.open("rb") as file:
         if flavour == "nice" and file.read(6) == b"\x93NUMPY":
             flavour = "official"
-    return _File(path, partition, flavour, key, held)
+    return PreparedFile(path, partition, flavour, key, held, _times(path, held, shape[-1]))
 
 
-def _check_alike(files: list[_File]) -> None:
-    first = files[0]
-    for other in files[1:]:
-        same = (
-            other.flavour == first.flavour
-            and list(other.held["ch_names"]) == list(first.held["ch_names"])
-            and other.held[other.key].shape[-1] == first.held[first.key].shape[-1]
-            and np.allclose(_times(other), _times(first), rtol=0, atol=_SAME_TIME)
-        )
-        if not same or other.partition == first.partition:
-            raise SourceError(
-                f"{other.path} and {first.path} differ in layout, channels or times, or are of the "
-                "same images: keep files of one release in a folder"
-            )
-
-
-def _done(file: _File, given: Normalization | None, units: Units | None) -> dict[str, Any]:
+def _done(file: PreparedFile, given: Normalization | None, units: Units | None) -> dict[str, Any]:
     """Return what was done to the values, as attributes."""
     if units is not None:
         if units not in ("uV", "V") or given is not None or file.flavour in ("official", "nice"):
@@ -244,24 +194,25 @@ def _done(file: _File, given: Normalization | None, units: Units | None) -> dict
     }
 
 
-def _times(file: _File) -> np.ndarray:
-    """Return the times of the samples that a file holds, s."""
-    count = file.held[file.key].shape[-1]
-    times = np.asarray(file.held["times"], np.float64).ravel()
+def _times(path: Path, held: Mapping[str, Any], count: int) -> np.ndarray:
+    """Return the times of the ``count`` samples that a file holds, s."""
+    times = np.asarray(held["times"], np.float64).ravel()
     if times.size == count + _EARLY:
         return times[_EARLY:]
     if times.size != count:
         raise SourceError(
-            f"{file.path} names {times.size} times and holds {count}; expected as many, or "
+            f"{path} names {times.size} times and holds {count}; expected as many, or "
             f"{_EARLY} more (those before onset)"
         )
     return times
 
 
-def _trials(file: _File, images: Mapping[str, Images]) -> tuple[da.Array, dict[str, np.ndarray]]:
+def _trials(
+    file: PreparedFile, images: Mapping[str, Images]
+) -> tuple[da.Array, dict[str, np.ndarray]]:
     """Return the values ``(trial, channel, time)`` of one file, lazily, and their labels."""
-    shape = file.held[file.key].shape
-    size = file.held[file.key][0].nbytes
+    shape = file.values.shape
+    size = file.values[0].nbytes
     data = lazy_array(file.path, file.key, max(1, _CHUNK_BYTES // max(1, size)))
     count, repetitions = int(np.prod(shape[: len(shape) - 3])), shape[-3]
     flat = data.reshape((count * repetitions, *shape[-2:]), merge_chunks=False)
@@ -276,7 +227,7 @@ def _trials(file: _File, images: Mapping[str, Images]) -> tuple[da.Array, dict[s
     return flat.astype(np.float32), spread
 
 
-def _labels_of_rows(file: _File, count: int, images: Images) -> dict[str, np.ndarray]:
+def _labels_of_rows(file: PreparedFile, count: int, images: Images) -> dict[str, np.ndarray]:
     """Return the labels of images that are in the order of the image set."""
     if count != len(images.files):
         raise SourceError(
@@ -286,7 +237,7 @@ def _labels_of_rows(file: _File, count: int, images: Images) -> dict[str, np.nda
     return {name: values for name, (_, values) in images.labels(np.arange(count), "image").items()}
 
 
-def _labels_of_paths(file: _File, count: int, repetitions: int) -> dict[str, np.ndarray]:
+def _labels_of_paths(file: PreparedFile, count: int, repetitions: int) -> dict[str, np.ndarray]:
     """Return the labels of images that are named by their paths."""
     paths = file.held.get("img")
     if not isinstance(paths, np.ndarray) or paths.shape != (count, repetitions):
