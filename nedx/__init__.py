@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from nedx.conversion.hyperalignment import HyperalignmentConverter
     from nedx.conversion.optimal_transport import OptimalTransportConverter
     from nedx.conversion.procrustes import ProcrustesConverter
+    from nedx.conversion.published import import_converter
     from nedx.conversion.ridge import RidgeConverter
     from nedx.decoding.decode import decode
     from nedx.decoding.estimator import EEGDecoder
     from nedx.decoding.feature_decoder import FeatureDecoder
     from nedx.decoding.protocols import neuralbench_retrieval
+    from nedx.decoding.published import import_decoder
     from nedx.decoding.retrieval import class_centres, retrieve
     from nedx.encoding.encode import encode
     from nedx.encoding.estimators.banded import BandedRidgeEncoder
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from nedx.encoding.fwrf_training import FwrfTrainer
     from nedx.encoding.model import LinearEncoder, load_model
     from nedx.encoding.realnet import ReAlnetEncoder
+    from nedx.encoding.realnet_published import import_realnet
     from nedx.encoding.text_features import encode_text
     from nedx.fitting import fit
     from nedx.insilico import channel_experiment, channel_importance, time_importance
@@ -112,6 +115,9 @@ _MODULES = {
     "fit": "nedx.fitting",
     "image_identification": "nedx.metrics.identification",
     "image_metrics": "nedx.metrics.images",
+    "import_converter": "nedx.conversion.published",
+    "import_decoder": "nedx.decoding.published",
+    "import_realnet": "nedx.encoding.realnet_published",
     "import_source": "nedx.sources.importing",
     "list": "nedx.catalog.listing",
     "load_model": "nedx.encoding.model",
@@ -184,6 +190,9 @@ __all__ = [
     "fit",
     "image_identification",
     "image_metrics",
+    "import_converter",
+    "import_decoder",
+    "import_realnet",
     "import_source",
     "list",
     "load_model",

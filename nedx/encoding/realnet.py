@@ -117,7 +117,7 @@ class ReAlnetEncoder(BaseEstimator):
 
     See Also
     --------
-    nedx.encoding.realnet_published.open_published : Networks that others have trained.
+    nedx.import_realnet : Networks that others have trained.
 
     Examples
     --------

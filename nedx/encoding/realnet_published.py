@@ -36,7 +36,7 @@ _PUBLISHED = {
 }
 
 
-def open_published(
+def import_realnet(
     files: Checkpoint | Mapping[str | int, Checkpoint],
     *,
     channels: Sequence[str],
@@ -46,7 +46,7 @@ def open_published(
     policy: str = "train",
     **about: Any,
 ) -> ReAlnetModel:
-    """Open published checkpoints as a model that `nedx.encode` takes.
+    """Import published checkpoints as a model that `nedx.encode` takes.
 
     Sizes are found from the tensors. Those of Lu et al. have 340 outputs: 17 channels times 20
     samples from 0 to 190 ms. Their files do not say in which order; compare both with the EEG.
@@ -85,8 +85,8 @@ def open_published(
     Examples
     --------
     >>> times = np.arange(20) / 100
-    >>> model = open_published("best_model_params.pt", channels=posterior, times=times)
-    >>> model = open_published(  # of Image2EEG
+    >>> model = nedx.import_realnet("best_model_params.pt", channels=posterior, times=times)
+    >>> model = nedx.import_realnet(  # of Image2EEG
     ...     "best_model_params.pt", channels=["mean"], times=times, outputs=range(20, 40)
     ... )
     """

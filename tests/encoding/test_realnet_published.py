@@ -8,7 +8,7 @@ import torch
 
 import nedx
 from nedx.encoding.realnet_network import ReAlnet
-from nedx.encoding.realnet_published import open_published
+from nedx.encoding.realnet_published import import_realnet
 from nedx.encoding.realnet_recipe import ReAlnetArchitecture
 from nedx.errors import ModelError
 
@@ -60,7 +60,7 @@ def flat_outputs(network, stimuli):
 def test_outputs_are_those_of_the_checkpoint(tmp_path, order, shape):
     network = checkpoint(tmp_path / "best_model_params.pt")
     stimuli, said = images(), {"normalization": "zscore", "normalization_scope": "train"}
-    model = open_published(tmp_path / "best_model_params.pt", **OUTPUTS, order=order, **said)
+    model = import_realnet(tmp_path / "best_model_params.pt", **OUTPUTS, order=order, **said)
     expected = flat_outputs(network, stimuli).reshape(3, *shape)
     expected = expected if order == "channel_time" else expected.transpose(0, 2, 1)
     out = stimuli.ned.encode(model)
@@ -90,19 +90,19 @@ def test_outputs_that_were_trained_are_taken(tmp_path):
     network = checkpoint(tmp_path / "best.pt", n_channels=5, n_times=20)
     stimuli, times = images(2), np.arange(20) / 100
     mean = {"channels": ["mean"], "times": times, "outputs": range(20, 40)}
-    out = stimuli.ned.encode(open_published(tmp_path / "best.pt", **mean))["response"]
+    out = stimuli.ned.encode(import_realnet(tmp_path / "best.pt", **mean))["response"]
     assert out.dims == ("image", "channel", "time")
     np.testing.assert_allclose(out[:, 0], flat_outputs(network, stimuli)[:, 20:40], atol=1e-4)
     with pytest.raises(ModelError, match=r"has outputs 0 to 99; asked for are 90 to 109"):
-        open_published(tmp_path / "best.pt", **{**mean, "outputs": range(90, 110)})
+        import_realnet(tmp_path / "best.pt", **{**mean, "outputs": range(90, 110)})
     with pytest.raises(ModelError, match=r"has 10 outputs; 1 channels of 20 times are 20"):
-        open_published(tmp_path / "best.pt", **{**mean, "outputs": range(10)})
+        import_realnet(tmp_path / "best.pt", **{**mean, "outputs": range(10)})
 
 
 def test_several_subjects_are_one_model(tmp_path):
     networks = {n: checkpoint(tmp_path / f"{n}.pt", seed=n) for n in (1, 4)}
     stimuli = images(2)
-    model = open_published({n: tmp_path / f"{n}.pt" for n in networks}, **OUTPUTS)
+    model = import_realnet({n: tmp_path / f"{n}.pt" for n in networks}, **OUTPUTS)
     assert model.subjects == ("sub-01", "sub-04")
     model.sel(subject=4).to_zarr(tmp_path / "four.zarr")
     for opened, names in ((model, (1, 4)), (nedx.load_model(tmp_path / "four.zarr"), (4,))):
@@ -116,15 +116,15 @@ def test_several_subjects_are_one_model(tmp_path):
 def test_wrong_checkpoints_are_told(tmp_path):
     network = checkpoint(tmp_path / "good.pt")
     with pytest.raises(ModelError, match="has 12 outputs; 3 channels of 5 times are 15"):
-        open_published(tmp_path / "good.pt", channels=OUTPUTS["channels"], times=range(5))
+        import_realnet(tmp_path / "good.pt", channels=OUTPUTS["channels"], times=range(5))
     with pytest.raises(ModelError, match="type 'channel_time' or 'time_channel'"):
-        open_published(tmp_path / "good.pt", **OUTPUTS, order="C")
+        import_realnet(tmp_path / "good.pt", **OUTPUTS, order="C")
     torch.save(network.realnet.state_dict(), tmp_path / "trunk.pt")
     with pytest.raises(ModelError, match="is no checkpoint of a ReAlnet"):
-        open_published(tmp_path / "trunk.pt", **OUTPUTS)
+        import_realnet(tmp_path / "trunk.pt", **OUTPUTS)
     torch.save(dict(list(network.state_dict().items())[:-1]), tmp_path / "cut.pt")
     with pytest.raises(ModelError, match=r"fc\.bias"):
-        open_published(tmp_path / "cut.pt", **OUTPUTS)
+        import_realnet(tmp_path / "cut.pt", **OUTPUTS)
     checkpoint(tmp_path / "other.pt", classes=7)
     with pytest.raises(ModelError, match="the network of sub-02"):
-        open_published({1: tmp_path / "good.pt", 2: tmp_path / "other.pt"}, **OUTPUTS)
+        import_realnet({1: tmp_path / "good.pt", 2: tmp_path / "other.pt"}, **OUTPUTS)
