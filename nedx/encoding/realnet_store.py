@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from pydantic import ValidationError
 
 from nedx.compute.references import ModelRef
 from nedx.encoding.loading import LOADER
 from nedx.encoding.network_storing import NETWORKS, State, hash_states, read_state, write_networks
-from nedx.encoding.opening import open_labels
 from nedx.encoding.realnet_recipe import ReAlnetRecipe
-from nedx.errors import ModelError
 from nedx.store.location import Location
+from nedx.store.models import open_labels, stored_recipe
 
 if TYPE_CHECKING:
     from nedx.encoding.realnet_model import ReAlnetModel
@@ -127,12 +125,6 @@ def open_realnet(location: Location, attrs: Mapping[str, Any]) -> ReAlnetModel:
     """
     from nedx.encoding.realnet_model import ReAlnetModel, placed
 
-    try:
-        recipe = ReAlnetRecipe.model_validate(attrs["recipe"])
-        sha256 = str(attrs["weights_sha256"])
-    except (ValidationError, KeyError) as error:
-        raise ModelError(
-            f"the recipe of the model at {location.url} is not valid: {error}"
-        ) from error
+    recipe, sha256 = stored_recipe(ReAlnetRecipe, location, attrs)
     ref = ModelRef(LOADER, location, recipe.model_dump_json(), sha256)
     return ReAlnetModel(placed(open_labels(location, "")), recipe, ref)
