@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from nedx.backbones.registry import default_recipe
 from nedx.backbones.vgg import VGG19
 from nedx.errors import ModelError, NedxWarning
 from nedx.reconstruction.inversion import (
     CAFFE,
+    LBFGS,
     Dists,
     FeatureEncoder,
     FeatureScaling,
@@ -24,6 +26,7 @@ from nedx.reconstruction.inversion.generator_descent import descended
 from nedx.reconstruction.inversion.lbfgs import minimised
 from nedx.reconstruction.inversion.objective import LOSSES, Objective
 from nedx.reconstruction.inversion.pixels import centre, from_rgb, pixel_range, shown, to_rgb
+from nedx.reconstruction.inversion.problem import Problem
 from nedx.reconstruction.inversion.scaling import scale_features
 from nedx.reconstruction.inversion.targets import target_rows
 from nedx.stimuli.preprocessing import policy
@@ -293,6 +296,17 @@ def test_a_start_that_no_step_leaves_is_told():
     minimised(lambda v: (1e8, np.zeros(3)), flat, flat - 1, flat + 1, 5)
     at_edge = minimised(lambda v: (-v.sum(), -np.ones(3)), flat, flat - 1, flat, 5)
     np.testing.assert_array_equal(at_edge, flat)
+
+
+def test_features_that_are_flat_about_the_start_are_told():
+    recipe = default_recipe("gabor", layers=("energy_0",), pooling="flatten", image_size=64)
+    filters = FeatureEncoder(recipe)
+    rows = {"energy_0": np.ones((1, *filters.shapes()["energy_0"]))}
+    objective = Objective.of(rows, "cpu", torch.float64)
+    problem = Problem(filters, filters.load("cpu", "float64"), objective)
+    with pytest.warns(NedxWarning, match="began with, the mean image"):
+        found = LBFGS(iterations=3).solve(problem, [0])
+    assert not found.any()
 
 
 def test_pixels_are_blue_first_less_the_mean():

@@ -73,7 +73,21 @@ class LBFGS:
 
             start = np.zeros(problem.shape[1:]).clip(*bounds)
             found[index] = minimised(value, start, *bounds, self.iterations)
+            if np.array_equal(found[index], start):
+                _warn_if_flat(*value(start.ravel()))
         return problem.tensor(found)
+
+
+def _warn_if_flat(loss: float, slope: np.ndarray) -> None:
+    """Warn where the start of a search is no solution, but has no slope to follow."""
+    if loss > 0 and not np.nan_to_num(slope).any():
+        warnings.warn(
+            "a picture is what it began with, the mean image: the features of this network do not "
+            "change about it, as energies of filters do not. Invert layers before the rectifier, "
+            "or give a generator=",
+            NedxWarning,
+            stacklevel=2,
+        )
 
 
 def minimised(
