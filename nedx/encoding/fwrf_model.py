@@ -22,13 +22,13 @@ from nedx.compute.planned import Indexer
 from nedx.compute.references import ModelRef, Positions
 from nedx.encoding.fwrf_store import FIELDS, TRUNKS, HeadPart, TrunkPart, read_voxels, write_fwrf
 from nedx.encoding.loading import LOADER, Head, group_of
-from nedx.encoding.opening import open_labels
 from nedx.encoding.plans import image_blocks
 from nedx.encoding.recipe import EncoderRecipe
 from nedx.encoding.storing import PREFIX
 from nedx.errors import ModelError
 from nedx.selection import Names, Subjects, Times, chosen_subjects, select
 from nedx.store.location import Location
+from nedx.store.models import open_labels
 
 if TYPE_CHECKING:
     import torch
