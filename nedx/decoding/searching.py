@@ -39,15 +39,13 @@ class Search:
     name : str
         What is of this search alone in its keys.
     graph : dict
-        Tasks: the embeddings (embedding, feature) and the truth of each.
+        Tasks: the embeddings (embedding, feature), the truth of each, and labels of the gallery.
     sources : list of dask array
         What the tasks read.
     groups : list of (int, list of key)
         The row at which blocks of the gallery start that are compared in one task, and the blocks.
     shape : tuple of int
         Of the embeddings, without features.
-    ids : ndarray of object, (row,)
-        Labels of the gallery.
     similarity, device
         As `nedx.metrics.retrieval.search` takes them.
     """
@@ -57,7 +55,6 @@ class Search:
     sources: list[da.Array]
     groups: list[tuple[int, list[Any]]]
     shape: tuple[int, ...]
-    ids: np.ndarray
     similarity: Similarity
     device: str
 
@@ -98,10 +95,17 @@ class Search:
         graph = {
             queries: (prepare, _first_key(asked)),
             truth: (compare, queries, _first_key(true)),
+            # By a key of their own: a million labels are hashed once.
+            f"ids-{name}": ids,
         }
         groups = _groups(gallery, block_bytes)
         sources = [asked, true, gallery]
-        return cls(name, graph, sources, groups, embedding.shape[:-1], ids, similarity, device)
+        return cls(name, graph, sources, groups, embedding.shape[:-1], similarity, device)
+
+    @property
+    def ids(self) -> str:
+        """The key of the labels of the gallery, ndarray of object (row,)."""
+        return f"ids-{self.name}"
 
     @property
     def asked(self) -> tuple[str, str]:
@@ -122,7 +126,7 @@ class Search:
         rank = np.dtype(np.int64 if ranked else np.float64)
         f4, words, whole = np.dtype(np.float32), np.dtype(object), np.dtype(np.int64)
         return {
-            "candidate_id": self._array(graph, (partial(_labels, ids=self.ids), last), words, k),
+            "candidate_id": self._array(graph, (_labels, last, self.ids), words, k),
             "similarity": self._array(graph, (_scores, last), f4, k),
             "rank": self._array(graph, (partial(_ranks, dtype=rank), last, truth), rank),
             "ties": self._array(graph, (_ties, last), whole),
@@ -136,8 +140,8 @@ class Search:
         every = [key for _, blocks in self.groups for key in blocks]
         scores = f"scores-{self.name}"
         graph = {**self.graph, scores: (compare, queries, every)}
-        assign = partial(_assigned, ids=self.ids, shape=self.shape, axis=axis)
-        return self._array(graph, (assign, scores), np.dtype(object))
+        assign = partial(_assigned, shape=self.shape, axis=axis)
+        return self._array(graph, (assign, scores, self.ids), np.dtype(object))
 
     def _searched(self, k: int) -> tuple[dict[Any, Any], Any]:
         """Return the graph of a search, and the key of what it found."""
