@@ -18,6 +18,7 @@ from nedx.export.pieces import (
     refuse_large,
     unit_in_words,
 )
+from nedx.metrics.repeats import labels_of
 
 if TYPE_CHECKING:
     import nibabel
@@ -72,7 +73,7 @@ def to_gifti(
     names = _names(array, extra)
     found = {}
     for hemisphere, structure in _STRUCTURES.items():
-        here = np.flatnonzero(array["hemisphere"].values.astype(str) == hemisphere)
+        here = np.flatnonzero(labels_of(array, "hemisphere") == hemisphere)
         if here.size:
             full = np.full((maps, count), fill, dtype=np.float32)
             full[:, array["vertex_index"].values[here]] = values[:, here]
@@ -103,7 +104,7 @@ def vertices_per_hemisphere(array: xr.DataArray) -> int:
         most = int(array["vertex_index"].max())
         if most >= count:
             faults.append(f"vertex_index reaches {most}; {' '.join(surface)} has {count} vertices")
-        sides = set(array["hemisphere"].values.astype(str)) - set(_STRUCTURES)
+        sides = set(labels_of(array, "hemisphere")) - set(_STRUCTURES)
         if sides:
             faults.append(f"hemisphere is 'L' or 'R', not {', '.join(sorted(sides))}")
     if faults or count is None:

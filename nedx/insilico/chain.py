@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from nedx.errors import ModelError, SchemaError, SelectionError
+from nedx.metrics.repeats import labels_of
 from nedx.preprocessing.steps import response_of
 from nedx.schema import parse, role_dim, sample_dim
 from nedx.selection import map_nodes
@@ -225,7 +226,7 @@ def _joined(tree: xr.DataTree) -> xr.Dataset:
 
     found = by_subject(tree)
     first, reference = next(iter(found.items()))
-    images = reference["image_id"].values.astype(str)
+    images = labels_of(reference, "image_id")
     ordered = []
     for subject, ds in found.items():
         if role_dim(ds, "repetition") or role_dim(ds, "trial"):
@@ -233,7 +234,7 @@ def _joined(tree: xr.DataTree) -> xr.Dataset:
                 f"the test responses of {subject} are trials; average them first, as the noise is "
                 "matched to what is decoded: tree.ned.average_repetitions()"
             )
-        row = {name: n for n, name in enumerate(ds["image_id"].values.astype(str))}
+        row = {name: n for n, name in enumerate(labels_of(ds, "image_id"))}
         if set(row) != set(images):
             raise SelectionError(
                 f"{subject} saw other images than {first}: choose the test images that all saw, or "

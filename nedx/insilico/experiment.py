@@ -24,6 +24,7 @@ from nedx.insilico.chain import (
 )
 from nedx.insilico.contrasts import check_resamples, contrast
 from nedx.insilico.perturb import PERTURBATION, perturb
+from nedx.metrics.repeats import labels_of
 from nedx.schema import neuroid_dim
 from nedx.selection import Names, resolve
 
@@ -188,7 +189,7 @@ def _split(ds: xr.Dataset, channels: Names) -> tuple[list[str], list[str]]:
     if dim is None:
         raise SelectionError("the test responses have no channels")
     positions = resolve(ds, channel=channels)[dim]
-    labels = ds[dim].values.astype(str)
+    labels = labels_of(ds, dim)
     asked = labels[positions]
     return asked.tolist(), [str(label) for label in labels if label not in asked]
 

@@ -11,6 +11,7 @@ import xarray as xr
 
 from nedx.errors import SchemaError, SelectionError, close_matches
 from nedx.insilico import noise as kernels
+from nedx.metrics.repeats import labels_of
 from nedx.preprocessing.steps import response_of
 from nedx.schema import DERIVED_FROM, neuroid_dim, role_dim, sample_dim
 from nedx.selection import Names, Times, resolve
@@ -251,7 +252,7 @@ def _labels(ds: xr.Dataset, dim: str) -> list[str]:
 def _images(ds: xr.Dataset) -> np.ndarray:
     """Return the image of each sample, str; its position where nothing says."""
     if "image_id" in ds.coords:
-        return ds["image_id"].values.astype(str)
+        return labels_of(ds, "image_id")
     return np.arange(ds.sizes[sample_dim(ds)]).astype(str)
 
 

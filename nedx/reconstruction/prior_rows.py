@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from nedx.errors import ModelError
+from nedx.metrics.repeats import labels_of
 from nedx.reconstruction.rows import variable
 from nedx.schema import sample_dim
 
@@ -135,10 +136,10 @@ def _datasets(
     dim = sample_dim(given)
     if not given.size:
         raise ModelError(f"there are no embeddings to train on: {dict(given.sizes)}")
-    index = pd.Index(features["image_id"].values.astype(str))
+    index = pd.Index(labels_of(features, "image_id"))
     if not index.is_unique:
         raise ModelError("an image_id occurs twice among the targets")
-    found = given["image_id"].values.astype(str)
+    found = labels_of(given, "image_id")
     kinds = _along(dim, "partition", given, embeddings)
     wanted = np.ones(len(found), bool) if kinds is None else kinds != "test"
     positions = index.get_indexer(found)
@@ -167,7 +168,7 @@ def _concepts(
     if name is None:
         return ids
     if name in features.coords and features[name].dims == ("image",):
-        return features[name].values[used].astype(str)
+        return labels_of(features, name)[used]
     if name in given.coords and given[name].dims == given["image_id"].dims:
         concepts = dict(zip(given["image_id"].values, given[name].values, strict=True))
         return np.array([str(concepts[one]) for one in ids])
@@ -180,9 +181,9 @@ def _concepts(
 
 def _along(dim: str, name: str, array: xr.DataArray, ds: xr.Dataset) -> np.ndarray | None:
     if name in array.coords and array[name].dims == (dim,):
-        return array[name].values.astype(str)
+        return labels_of(array, name)
     if name in ds and ds[name].dims == (dim,):
-        return ds[name].values.astype(str)
+        return labels_of(ds, name)
     return None
 
 

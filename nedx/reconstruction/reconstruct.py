@@ -17,6 +17,7 @@ import xarray as xr
 from nedx.compute.batches import checked
 from nedx.compute.devices import check_device, resolve_device
 from nedx.errors import ModelError, close_matches
+from nedx.metrics.repeats import labels_of
 from nedx.reconstruction.generators.protocol import DatasetGenerator, Generator
 from nedx.reconstruction.prior import EMBEDDING, ONE_STAGE
 from nedx.reconstruction.rows import over_rows, variable
@@ -241,8 +242,8 @@ def _true(now: xr.DataArray, targets: xr.Dataset | None) -> xr.DataArray:
     features = variable(targets, "features", "Type: nedx.encode_features(images, backbone)")
     if "image_id" not in features.coords or "image_id" not in now.coords:
         raise ModelError("embeddings and targets are joined by image_id, which one of them lacks")
-    index = pd.Index(features["image_id"].values.astype(str))
-    wanted = now["image_id"].values.astype(str)
+    index = pd.Index(labels_of(features, "image_id"))
+    wanted = labels_of(now, "image_id")
     if not index.is_unique:
         raise ModelError("an image_id occurs twice among the targets")
     positions = index.get_indexer(wanted)

@@ -213,6 +213,13 @@ def test_selections_and_order_make_no_difference(noise):
     np.testing.assert_array_equal(alone, whole.isel(subject=1))
 
 
+def test_strings_as_zarr_gives_them_make_no_difference():
+    ds = eeg(n_times=20)
+    strings = ds["image_id"].values.astype(np.dtypes.StringDType())
+    found = ds.assign_coords(image_id=("image", strings)).ned.perturb(region="visual").response
+    np.testing.assert_array_equal(found, ds.ned.perturb(region="visual").response)
+
+
 def test_seeds_differ_and_repeat():
     ds = eeg()
     first, again, other = (ds.ned.perturb(seed=seed).response.values for seed in (0, 0, 1))

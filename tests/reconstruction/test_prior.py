@@ -49,6 +49,21 @@ def test_learns_the_map_from_embeddings_to_targets(trained):
     assert abs(cosine(ignored, target[HELD])) < 0.1
 
 
+def test_strings_as_zarr_gives_them_make_no_difference():
+    embedding, target = truth(60)
+    given, wanted = decoded(embedding), features(target)
+    concepts = {"category": ("image", [name[:5] for name in wanted["image_id"].values])}
+    wanted = wanted.assign_coords(concepts)
+    settings = {**FAST, "epochs": 1, "groups": "category"}
+    plain = nedx.DiffusionPrior(**settings).fit(given, wanted)
+    kind = np.dtypes.StringDType()
+    strings = [
+        ds.assign_coords({n: ("image", c.values.astype(kind)) for n, c in ds.coords.items()})
+        for ds in (given, wanted)
+    ]
+    assert nedx.DiffusionPrior(**settings).fit(*strings).history_ == plain.history_
+
+
 def test_faster_sampler_points_the_same_way(trained):
     pytest.importorskip("diffusers", reason="diffusers is not installed")
     embedding, target = truth()

@@ -80,6 +80,21 @@ def test_nearest_image_is_the_one_of_the_highest_cosine():
     assert '"n_candidates": 40' in out["pixels_reconstructed"].attrs["generator"]
 
 
+def test_strings_as_zarr_gives_them_make_no_difference():
+    rng = np.random.default_rng(0)
+    ds, gallery = decoded(rng.standard_normal((5, 32))), features(rng.standard_normal((20, 32)))
+    images = photos(20)
+    plain = ds.ned.reconstruct(NearestImage(gallery, images))["pixels_reconstructed"].values
+    ds, gallery, images = (
+        one.assign_coords(
+            image_id=("image", one["image_id"].values.astype(np.dtypes.StringDType()))
+        )
+        for one in (ds, gallery, images)
+    )
+    found = ds.ned.reconstruct(NearestImage(gallery, images))["pixels_reconstructed"].values
+    np.testing.assert_array_equal(found, plain)
+
+
 def test_block_borders_of_the_gallery_do_not_matter(monkeypatch):
     from nedx.reconstruction.generators import nearest as module
 

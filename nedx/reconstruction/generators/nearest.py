@@ -15,6 +15,7 @@ from dask.base import tokenize
 from nedx.compute.batches import batches, checked
 from nedx.encoding.encode import dask_blocks
 from nedx.errors import ModelError
+from nedx.metrics.repeats import labels_of
 from nedx.reconstruction.rows import variable
 
 _ROWS = 4096
@@ -51,10 +52,10 @@ class NearestImage:
         for name, array in (("features", features), ("pixels", pixels)):
             if "image_id" not in array.coords:
                 raise ModelError(f"the {name} have no image_id, by which they are joined")
-        index = pd.Index(pixels["image_id"].values.astype(str))
+        index = pd.Index(labels_of(pixels, "image_id"))
         if not index.is_unique:
             raise ModelError("an image_id occurs twice among the images")
-        ids = features["image_id"].values.astype(str)
+        ids = labels_of(features, "image_id")
         positions = index.get_indexer(ids)
         if (positions < 0).any():
             missing = ids[positions < 0]
