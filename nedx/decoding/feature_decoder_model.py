@@ -199,7 +199,7 @@ class FeatureModel:
             "layers": f"{', '.join(self.layers)} ({units:,} units)",
             "subjects": ", ".join(f"{name} ({n:,})" for name, n in recipe.subjects.items()),
             "ROIs": ", ".join(recipe.rois),
-            "voxels": f"{recipe.n_voxels:,} for each unit, of units {recipe.units!r}",
+            "voxels": f"up to {recipe.n_voxels:,} for each unit, of units {recipe.units!r}",
             "trained on": recipe.training_data or recipe.dataset or "not said",
             "source": recipe.training_source or "not said",
             "licence": recipe.license or "not said",

@@ -162,6 +162,11 @@ def _nothing_there(location: Location) -> str:
     text = f"there is no Zarr store at {location.url}: neither zarr.json nor .zgroup is there"
     if not location.is_local:
         return f"{text}. Check the address"
+    if Path(location.url).is_file():
+        return (
+            f"{location.url} is a file, not a Zarr store. Make a store of it: see "
+            "nedx import --help for the formats"
+        )
     parent = Path(location.url).parent
     stores = [path.name for path in parent.glob("*.zarr")] if parent.is_dir() else []
     near = close_matches(Path(location.url).name, stores)

@@ -235,6 +235,9 @@ def test_a_place_without_a_store_names_those_beside_it(shelf, web, tmp_path):
         open_store(tmp_path)
     with pytest.raises(StoreError, match="one Zarr array"):
         open_store(shelf / "plain.zarr" / "response")
+    (tmp_path / "recording.h5").write_bytes(b"something else")
+    with pytest.raises(StoreError, match="is a file, not a Zarr store.*nedx import --help"):
+        open_store(tmp_path / "recording.h5")
 
 
 def test_an_unreachable_host_is_named():
