@@ -21,7 +21,7 @@ import numpy as np
 
 from nedx.compute.devices import resolve_device
 from nedx.errors import ModelError
-from nedx.linear.l2lir_solving import products, ranked, solved
+from nedx.linear.l2lir_solving import gram_matrix, ranked, solved
 from nedx.linear.streaming import Matrix, check_paired, column_blocks
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class L2LiRInputs:
     @cached_property
     def _gram(self) -> torch.Tensor:
         """Of the inputs in their own order."""
-        return products(self._x, self._x)
+        return gram_matrix(self._x)
 
     def _with_all(self, y: torch.Tensor, alpha: float) -> tuple[np.ndarray, np.ndarray]:
         """Solve without a choice, by the Gram matrix of inputs or of samples, whichever is less."""
@@ -295,7 +295,7 @@ class L2LiRInputs:
         self, y: torch.Tensor, alpha: float, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Choose inputs for each unit and solve with them."""
-        cross = products(y, self._sums)
+        cross = (self._sums.T @ y).T.contiguous()
         exact = (lambda units: self._exact(y[:, units])) if y.itemsize < 8 else None
         index = ranked(self._strengths(cross, y), count, exact, _NEAR * self.samples)
         gram, place = self._by_frequency(index)
@@ -313,8 +313,7 @@ class L2LiRInputs:
             chosen = torch.bincount(index.ravel(), minlength=self.count + 1)
             chosen[-1] = len(index) + 1
             order = chosen.argsort(descending=True, stable=True)
-            ordered = self._x[:, order]
-            self._frequent = products(ordered, ordered), order.argsort()
+            self._frequent = gram_matrix(self._x[:, order]), order.argsort()
         return self._frequent
 
     def _strengths(self, cross: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -325,7 +324,7 @@ class L2LiRInputs:
         else:
             # A difference of large numbers would leave few digits to compare.
             centred = self._sums[:, :-1] - self._sums[:, -1:] * mean
-            covariance = products(y, centred)
+            covariance = (centred.T @ y).T.contiguous()
         return (covariance * scale).abs_()
 
     def _exact(self, y: torch.Tensor) -> torch.Tensor:

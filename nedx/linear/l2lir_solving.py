@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nedx.linear.lapack import one_core_each, solve_positive
+from nedx.linear.lapack import PositiveSystem, one_core_each
 
 if TYPE_CHECKING:
     import torch
@@ -18,15 +18,16 @@ _GATHERED_BYTES = 2**28
 _STRIPES = 8
 
 
-def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return ``a.T @ b`` of ``a (sample, m)`` and ``b (sample, n)``."""
+def gram_matrix(x: torch.Tensor) -> torch.Tensor:
+    """Return the products of inputs (input, input) of ``x (sample, input)``."""
     import torch
 
-    if a.device.type != "cpu":
-        return a.T @ b
-    # numpy's library uses the widest registers of every processor, and numpy asks for huge pages,
-    # which gathering from a Gram matrix gains by; of a matrix with itself it computes half.
-    return torch.from_numpy(a.numpy().T @ b.numpy())
+    if x.device.type != "cpu":
+        return x.T @ x
+    # numpy computes half of it, with the widest registers of every processor, and asks for huge
+    # pages, which gathering from it gains by.
+    values = x.numpy()
+    return torch.from_numpy(values.T @ values)
 
 
 def ranked(
@@ -154,17 +155,17 @@ def _solve_each(
 ) -> None:
     """Solve the systems of some units, whose right sides ``weights (unit, k + 1)`` holds."""
     width, count = len(gram), rows.shape[1]
-    flat, system = gram.reshape(-1), np.empty((count, count), gram.dtype)
-    diagonal = np.einsum("ii->i", system)
+    flat, system = gram.reshape(-1), PositiveSystem(count, gram.dtype)
+    diagonal = np.einsum("ii->i", system.upper)
     edges = np.linspace(0, count, _STRIPES + 1).astype(int).tolist()
     for unit in units.tolist():
         own = rows[unit]
         starts = own[:, None] * width
         for start, stop in pairwise(edges):
             places = starts[start:stop] + own[start:]
-            system[start:stop, start:] = flat.take(places, mode="clip")
+            system.upper[start:stop, start:] = flat.take(places, mode="clip")
         diagonal += alpha
-        solve_positive(system, weights[unit])
+        system.solve(weights[unit])
 
 
 def _steps(count: int, step: int) -> Iterator[slice]:
