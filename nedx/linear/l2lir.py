@@ -195,8 +195,11 @@ class L2LiRInputs:
             raise ModelError(f"rows begin at {rows.min()}, expected numbers from 0")
         self._rows = None if rows is None else torch.as_tensor(rows, device=self._place).long()
         self._x = torch.cat([values, values.new_ones(len(values), 1)], 1)
-        self._mean = values.mean(0, dtype=torch.float64)
-        variance = (values - self._mean.to(values.dtype)).double().square().mean(0)
+        moments = [
+            torch.var_mean(self._x[:, part].double(), 0, correction=0)
+            for part in self._some_columns()
+        ]
+        variance, self._mean = (torch.cat(each) for each in zip(*moments, strict=True))
         self._scale = variance.rsqrt().where(variance >= _CONSTANT, variance.new_zeros(()))
         self._frequent: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -296,7 +299,7 @@ class L2LiRInputs:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Choose inputs for each unit and solve with them."""
         cross = (self._sums.T @ y).T.contiguous()
-        exact = (lambda units: self._exact(y[:, units])) if y.itemsize < 8 else None
+        exact = (lambda *some: self._exact(y, *some)) if y.itemsize < 8 else None
         index = ranked(self._strengths(cross, y), count, exact, _NEAR * self.samples)
         gram, place = self._by_frequency(index)
         weights = solved(gram, place, cross, index, alpha)
@@ -318,23 +321,25 @@ class L2LiRInputs:
 
     def _strengths(self, cross: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return correlations (unit, input), times samples and the deviations of the units."""
+        import torch
+
         mean, scale = self._mean.to(y.dtype), self._scale.to(y.dtype)
         if (self._mean * self._scale).abs().max() < _CENTRED:
-            covariance = cross[:, :-1] - cross[:, -1:] * mean
+            covariance = torch.addcmul(cross[:, :-1], cross[:, -1:], mean, value=-1)
         else:
             # A difference of large numbers would leave few digits to compare.
             centred = self._sums[:, :-1] - self._sums[:, -1:] * mean
             covariance = (centred.T @ y).T.contiguous()
+        return covariance.mul_(scale).abs_()
+
+    def _exact(self, y: torch.Tensor, units: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the same of few units and inputs in float64."""
+        y = (y[:, units] if self._rows is None else y[:, units][self._rows]).double()
+        mean, scale = self._mean[inputs], self._scale[inputs]
+        covariance = y.T @ self._x[:, inputs].double() - y.sum(0)[:, None] * mean
         return (covariance * scale).abs_()
 
-    def _exact(self, y: torch.Tensor) -> torch.Tensor:
-        """Return the same of few units in float64."""
-        import torch
-
-        y = (y if self._rows is None else y[self._rows]).double()
-        parts = [
-            (self._x[:, start : min(start + _COLUMNS, self.count)].double()).T @ y
-            for start in range(0, self.count, _COLUMNS)
-        ]
-        covariance = torch.cat(parts) - self._mean[:, None] * y.sum(0)
-        return (covariance * self._scale[:, None]).abs_().T.contiguous()
+    def _some_columns(self) -> Iterator[slice]:
+        """Yield the inputs so many at a time that they take little memory as float64."""
+        for start in range(0, self.count, _COLUMNS):
+            yield slice(start, min(start + _COLUMNS, self.count))

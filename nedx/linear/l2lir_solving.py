@@ -33,7 +33,7 @@ def gram_matrix(x: torch.Tensor) -> torch.Tensor:
 def ranked(
     strength: torch.Tensor,
     count: int,
-    exact: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    exact: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     near: float = 0.0,
 ) -> torch.Tensor:
     """Return the strongest inputs (unit, count), rising.
@@ -44,8 +44,8 @@ def ranked(
         How well inputs correlate with units, up to a factor for each unit.
     count : int
         How many to choose, fewer than there are.
-    exact : callable (tensor of units) -> tensor (unit, input), optional
-        Computes strengths better.
+    exact : callable (units, inputs) -> tensor (unit, input), optional
+        Computes strengths of some units and inputs better.
     near : float
         Units whose last chosen input is by less than this stronger than the next are looked at
         again.
@@ -63,7 +63,11 @@ def ranked(
     closest = values.scatter(1, smallest, float("inf")).amin(1, keepdim=True)
     doubtful = (closest - last < near)[:, 0].nonzero()[:, 0]
     if len(doubtful):
-        again = exact(doubtful).topk(count, dim=1, sorted=False).indices
+        # What is farther from the cut than both may be off is chosen or not all the same.
+        better = strength[doubtful].double()
+        close = ((better - last[doubtful]).abs() < 2 * near).any(0).nonzero()[:, 0]
+        better[:, close] = exact(doubtful, close)
+        again = better.topk(count, dim=1, sorted=False).indices
         chosen[doubtful] = again.sort(1).values
     return chosen
 
