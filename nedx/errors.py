@@ -6,6 +6,10 @@ import difflib
 import importlib
 from collections.abc import Iterable, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class NedxError(Exception):
@@ -117,6 +121,24 @@ def close_matches(name: object, options: Iterable[object], count: int = 3) -> st
         return ""
     shown = ", ".join(texts[:12])
     return f"there are: {shown}" + (", ..." if len(texts) > 12 else "")
+
+
+def faults_of(error: ValidationError, whole: str) -> str:
+    """Say what pydantic found at fault: where, why, and what was given.
+
+    Parameters
+    ----------
+    error : pydantic.ValidationError
+    whole : str
+        What to call the place of a fault that is of no single field.
+    """
+    faults = [
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, not {fault['input']!r}"
+        if fault["loc"]
+        else f"{whole}: {fault['msg']}"
+        for fault in error.errors()
+    ]
+    return "; ".join(faults)
 
 
 def require(module: str, extra: str) -> ModuleType:

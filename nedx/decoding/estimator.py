@@ -24,7 +24,7 @@ from nedx.decoding.settings import TrainingSettings, checked_settings
 from nedx.decoding.splitting import Split, split_concepts
 from nedx.decoding.targets import Targets, read_targets
 from nedx.encoding.estimators.base import UnfittedError
-from nedx.errors import ModelError, close_matches
+from nedx.errors import ModelError, close_matches, faults_of
 from nedx.metrics.repeats import labels_of
 from nedx.store.location import Location
 
@@ -350,12 +350,9 @@ class EEGDecoder(BaseEstimator):
         try:
             return DecoderRecipe.model_validate(words | found)
         except ValidationError as error:
-            faults = [
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}"
-                for e in error.errors()
-            ]
             raise ModelError(
-                "attributes of the responses do not fit a decoder: " + "; ".join(faults)
+                "attributes of the responses do not fit a decoder: "
+                + faults_of(error, "the attributes")
             ) from error
 
 

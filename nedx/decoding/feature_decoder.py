@@ -198,9 +198,9 @@ class FeatureDecoder(BaseEstimator):
 
     def _check_options(self) -> None:
         alphas = checked_penalties(self.alpha)
-        check_penalty(min(alphas), self.n_voxels)
-        if self.n_voxels is None:
-            raise ModelError("n_voxels is None; type a whole number from 1")
+        check_penalty(min(alphas), None)
+        if not isinstance(self.n_voxels, int | np.integer) or self.n_voxels < 1:
+            raise ModelError(f"n_voxels is {self.n_voxels!r}; type a whole number from 1")
         if len(alphas) > 1 and not (isinstance(self.folds, int | np.integer) and self.folds > 1):
             raise ModelError(f"folds is {self.folds!r}; type a whole number from 2")
         for name, chosen in (("layers", self._wanted), ("roi", self.roi)):
@@ -247,6 +247,7 @@ class FeatureDecoder(BaseEstimator):
             n_voxels=self.n_voxels,
             alpha=alphas,
             averaged=self.average,
+            training_data=f"responses to {len(known):,} images",
             **attrs,
         )
         return kept_model(partial, writer, recipe, list(known), labels)
@@ -394,6 +395,6 @@ def _shared_attrs(subjects: Mapping[str, xr.Dataset]) -> dict[str, Any]:
                 f"responses of {name} are {theirs}, of {first} {made}: bring them to the same"
             )
     about = {k: str(reference.attrs[k]) for k in _FROM_DATASET if reference.attrs.get(k)}
-    source = reference.attrs.get("source")
+    source = reference["response"].attrs.get("source", reference.attrs.get("source"))
     known = {"training_source": source} if source in ("measured", "synthetic") else {}
     return {**made, **about, **known}

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from nedx.decoding.augmentation import Augmentation
-from nedx.errors import ModelError
+from nedx.errors import ModelError, faults_of
 
 _Share = Field(ge=0, lt=1)
 
@@ -75,9 +75,6 @@ def checked_settings(parameters: Mapping[str, Any]) -> TrainingSettings:
     try:
         return TrainingSettings.model_validate(dict(parameters))
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, fault['loc'])) or 'EEGDecoder'}: {fault['msg']}"
-            + (f", not {fault['input']!r}" if fault["loc"] else "")
-            for fault in error.errors()
-        ]
-        raise ModelError("EEGDecoder cannot be trained so: " + "; ".join(faults)) from error
+        raise ModelError(
+            f"EEGDecoder cannot be trained so: {faults_of(error, 'EEGDecoder')}"
+        ) from error

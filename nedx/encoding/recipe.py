@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nedx.backbones.recipe import BackboneRecipe
-from nedx.errors import ModelError
+from nedx.errors import ModelError, faults_of
 
 _FROM_RESPONSE = ("normalization", "normalization_scope", "transform")
 _FROM_DATASET = ("modality", "species", "dataset", "license", "citation")
@@ -106,10 +106,6 @@ def recipe_of(
     try:
         return kind.model_validate(words)
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}, not {each['input']!r}"
-            for each in error.errors()
-        ]
         raise ModelError(
-            "attributes of the responses do not fit a model: " + "; ".join(faults)
+            "attributes of the responses do not fit a model: " + faults_of(error, "the attributes")
         ) from error

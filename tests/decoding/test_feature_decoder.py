@@ -436,7 +436,7 @@ def of_others(factors):
         ({"layers": ["conv9"]}, responses, "no features of the layer 'conv9'.*'conv'"),
         ({"alpha": -1.0}, responses, "alpha is -1.0; expected positive numbers"),
         ({"alpha": "auto"}, responses, "alpha is 'auto'; type a positive number"),
-        ({"n_voxels": 0}, responses, "n_features is 0"),
+        ({"n_voxels": 0}, responses, "n_voxels is 0; type a whole number from 1"),
         ({"alpha": "cv", "groups": "runs"}, responses, "no label 'runs': did you mean 'run'"),
         ({"alpha": "cv", "folds": 41}, responses, "40 groups cannot fill 41 folds"),
         ({"device": "gpu"}, responses, "unknown device 'gpu'"),

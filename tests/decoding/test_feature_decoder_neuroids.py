@@ -158,6 +158,8 @@ def test_a_gram_matrix_of_a_fold_serves_all_layers(factors, monkeypatch):
     model = nedx.FeatureDecoder(n_voxels=10, alpha="cv", folds=4, device="cpu")
     model.fit(stimuli(factors), responses(factors))
     assert len(made) == 4
+    assert model.model_.recipe.training_data == f"responses to {IMAGES} images"
+    assert f"responses to {IMAGES} images" in repr(model.model_)
     assert set(model.model_.recipe.alpha) == {"sub-01/all/conv", "sub-01/all/fc"}
 
 
@@ -190,7 +192,7 @@ def test_bad_subjects_and_features(factors):
         ({"roi": []}, "roi is empty; leave it out"),
         ({"layers": []}, "layers is empty; leave it out"),
         ({"n_voxels": None}, "n_voxels is None; type a whole number"),
-        ({"n_voxels": 10.5}, "n_features is 10.5"),
+        ({"n_voxels": 10.5}, "n_voxels is 10.5; type a whole number"),
         ({"alpha": "cv", "folds": 1}, "folds is 1; type a whole number from 2"),
         ({"alpha": ["a"]}, r"alpha is \['a'\]; expected positive numbers"),
         ({"alpha": "cv", "groups": "runs"}, "trials have no label 'runs'"),
